@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+
+from ss_gan_tf import metrics
+
+NAMES = ("road", "sky", "tree")
+
+
+def brute_force_iou(label, pred, c, ignore):
+    """Eq. 8 as sets of pixels, without a matrix."""
+    truth = (label == c) & (label != ignore)
+    guess = (pred == c) & (label != ignore)
+    union = np.sum(truth | guess)
+    return np.sum(truth & guess) / union if union else np.nan
+
+
+def test_confusion_matrix_by_hand():
+    # Asymmetric on purpose: swapped rows and columns, or ids off by one, must show.
+    # Pixel by pixel (truth -> prediction): 0->0, 0->1, 0->1, 1->1, 2->0, void.
+    label = np.array([[0, 0, 0], [1, 2, 255]])
+    pred = np.array([[0, 1, 1], [1, 0, 2]])
+    matrix = metrics.confusion_matrix(label, pred, 3, 255)
+    np.testing.assert_array_equal(matrix, [[1, 2, 0], [0, 1, 0], [1, 0, 0]])
+    assert matrix.dtype == np.int64
+
+
+def test_iou_by_hand():
+    # p = [[1, 2, 0], [0, 1, 0], [1, 0, 0]]: row sums 3, 1, 1; column sums 2, 3, 0.
+    # IoU(0) = 1 / (3 + 2 - 1) = 1/4; IoU(1) = 1 / (1 + 3 - 1) = 1/3; IoU(2) = 0 / 1.
+    matrix = np.array([[1, 2, 0], [0, 1, 0], [1, 0, 0]])
+    np.testing.assert_allclose(metrics.iou_per_class(matrix), [1 / 4, 1 / 3, 0])
+    assert metrics.mean_iou(matrix) == pytest.approx((1 / 4 + 1 / 3 + 0) / 3)
+    assert metrics.pixel_accuracy(matrix) == pytest.approx(2 / 5)
+
+
+def test_random_maps_agree_with_sets_of_pixels():
+    rng = np.random.default_rng(0)
+    label = rng.choice([0, 1, 2, 3, 4, 255], size=(37, 53))
+    pred = np.where(rng.random(label.shape) < 0.6, label % 5, rng.integers(0, 5))
+    matrix = metrics.confusion_matrix(label, pred, 5, 255)
+    expected = [brute_force_iou(label, pred, c, 255) for c in range(5)]
+    np.testing.assert_allclose(metrics.iou_per_class(matrix), expected)
+    assert metrics.pixel_accuracy(matrix) == pytest.approx(
+        np.mean((label == pred)[label != 255])
+    )
+
+
+def test_matrices_of_parts_add_up():
+    rng = np.random.default_rng(1)
+    label, pred = rng.integers(0, 4, (2, 6, 20, 20))
+    whole = metrics.confusion_matrix(label, pred, 4, 255)
+    parts = sum(
+        metrics.confusion_matrix(*pair, 4, 255)
+        for pair in zip(label, pred, strict=True)
+    )
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_uint8_ids_of_many_classes_do_not_overflow():
+    label = np.full((2, 2), 200, np.uint8)
+    matrix = metrics.confusion_matrix(label, label, 201, 255)
+    assert matrix[200, 200] == 4 == matrix.sum()
+
+
+def test_absent_class_has_no_iou_and_a_false_alarm_has_zero():
+    label = np.array([0, 0, 1])
+    # Class 2 is in neither; the mean is over 0 and 1 only: (1/2 + 1/2) / 2.
+    matrix = metrics.confusion_matrix(label, np.array([0, 1, 1]), 3, 255)
+    assert np.isnan(metrics.iou_per_class(matrix)[2])
+    assert metrics.mean_iou(matrix) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    # Class 2 is predicted once and never true: union 1, IoU 0, and it counts.
+    matrix = metrics.confusion_matrix(label, np.array([0, 2, 1]), 3, 255)
+    assert metrics.iou_per_class(matrix)[2] == 0
+    assert metrics.mean_iou(matrix) == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+def test_ignored_pixels_count_nowhere():
+    label = np.array([255, 255, 1])
+    # Whatever is predicted there, a class id or not, changes nothing.
+    for guess in ([0, 1, 1], [1, 0, 1], [255, 9, 1]):
+        matrix = metrics.confusion_matrix(label, np.array(guess), 2, 255)
+        np.testing.assert_array_equal(matrix, [[0, 0], [0, 1]])
+
+
+def test_ignore_label_may_be_a_class_id():
+    matrix = metrics.confusion_matrix(np.array([0, 1]), np.array([1, 1]), 2, 0)
+    np.testing.assert_array_equal(matrix, [[0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("bad", [3, -1, 254])
+def test_ids_out_of_range_are_named(bad):
+    good = np.array([0, 1])
+    with pytest.raises(ValueError, match=rf"label .* {bad}: must be 0..2 or 255"):
+        metrics.confusion_matrix(np.array([0, bad]), good, 3, 255)
+    with pytest.raises(ValueError, match=rf"prediction .* {bad}: must be 0..2"):
+        metrics.confusion_matrix(good, np.array([0, bad]), 3, 255)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.confusion_matrix(np.zeros((2, 3)), np.zeros((3, 2)), 2, 255)
+
+
+def test_summary_is_json_without_nan():
+    matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    summary = metrics.summarize(matrix, NAMES)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    # IoU(road) = 3 / (4 + 3 - 3), IoU(sky) = 4 / (4 + 5 - 4), tree absent.
+    assert summary["iou"] == {"road": 3 / 4, "sky": 4 / 5, "tree": None}
+    assert summary["miou"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert summary["pixel_accuracy"] == pytest.approx(7 / 8)
+    assert summary["absent_classes"] == ["tree"]
+    assert summary["num_pixels"] == 8
+    assert summary["confusion_matrix"] == matrix.tolist()
+
+
+def test_summary_of_nothing():
+    summary = metrics.summarize(np.zeros((3, 3), np.int64), NAMES)
+    assert summary["miou"] is None and summary["pixel_accuracy"] is None
+    assert summary["absent_classes"] == list(NAMES)
+    assert "-" in metrics.format_table(summary)
+
+
+def test_summary_needs_one_name_a_class():
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+        metrics.summarize(np.eye(3, dtype=int), NAMES[:2])
+    with pytest.raises(ValueError, match="differ"):
+        metrics.summarize(np.eye(2, dtype=int), ("road", "road"))
+
+
+def test_table_names_classes_in_per_cent_and_what_is_left_out():
+    matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    lines = metrics.format_table(metrics.summarize(matrix, NAMES)).splitlines()
+    cells = dict(line.rsplit(maxsplit=1) for line in lines if "." in line)
+    assert cells == {
+        "road": "75.00",
+        "sky": "80.00",
+        "mIoU of 2 classes": "77.50",  # (75 + 80) / 2
+        "pixel accuracy": "87.50",
+    }
+    assert lines[-1].endswith("neither truth nor prediction: tree")
+    full = metrics.format_table(metrics.summarize(np.eye(3, dtype=int), NAMES))
+    assert "left out" not in full and "mIoU  " in full
