@@ -1,0 +1,87 @@
+# Each target works on a fresh machine: it makes .venv, installs the package there and
+# goes on. Later runs install again only after setup.py has changed.
+#
+#   make train      prepare the synthetic data, train both phases, evaluate, export
+#   make test       the quick suite, minutes on two cores
+#   make test-all   the quick suite and the long runs
+#   make lint       what a change has to pass; `make format` mends most of it
+#   make bench      steps per second of the paper's network at the paper's size
+#   make clean      remove .venv, caches and what `make train` and `make bench` left
+#
+#   PYTHON=python3.12   makes .venv with another Python (3.10 to 3.13)
+#   EXTRA=gpu           installs TensorFlow with CUDA instead of the CPU build
+
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV ?= .venv
+
+DATA = data
+RUN = runs/smoke
+BENCH = runs/bench
+
+PY = $(VENV)/bin/python
+RUFF = $(VENV)/bin/ruff
+INSTALLED = $(VENV)/.installed-$(EXTRA)
+LINTER = $(VENV)/.linter-installed
+# The CPU and the CUDA build of TensorFlow must not share an environment.
+OTHER_EXTRA = $(filter-out $(INSTALLED),$(wildcard $(VENV)/.installed-*))
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: train test test-all lint format bench clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+train: $(INSTALLED)
+	$(PY) -m data_prep.prepare --dataset=synthetic --data_dir=$(DATA)
+	$(PY) -m experiments.train --arm=vgg16_g --dataset=synthetic --preset=smoke \
+	    --data_dir=$(DATA) --workdir=$(RUN)
+	@echo
+	@echo "Curves, panels and the adversary's verdicts:"
+	@echo "    $(VENV)/bin/tensorboard --logdir $(RUN)"
+	@echo "Masks and overlays of your own pictures, in runs/predictions:"
+	@echo "    $(PY) -m experiments.predict --model=$(RUN)/export" \
+	    "--input=PHOTO_OR_FOLDER --output_dir=runs/predictions"
+
+test: $(INSTALLED)
+	$(PY) -m pytest -m "not slow" --durations=10
+
+test-all: $(INSTALLED)
+	$(PY) -m pytest --durations=10
+
+lint: $(LINTER)
+	$(RUFF) check .
+	$(RUFF) format --check .
+
+format: $(LINTER)
+	$(RUFF) check --fix .
+	$(RUFF) format .
+
+bench: $(INSTALLED)
+	rm -rf $(BENCH)
+	$(PY) -m data_prep.prepare --dataset=synthetic --data_dir=$(DATA)
+	$(PY) -m experiments.train --arm=vgg16_g --dataset=synthetic --preset=paper \
+	    --backbone_weights=none --phase1_steps=20 --phase2_steps=20 \
+	    --data_dir=$(DATA) --workdir=$(BENCH)
+
+clean:
+	rm -rf $(VENV) $(RUN) $(BENCH) $(DATA)/synthetic build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find ss_gan_tf experiments data_prep tests -name __pycache__ -prune \
+	    -exec rm -rf {} +
+
+$(INSTALLED): setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+	    || { echo "ss_gan_tf needs Python 3.10 to 3.13, and $(PYTHON) is" \
+	    "$$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	    || { echo "$(PYTHON) cannot make an environment. On Debian and Ubuntu:" \
+	    "apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(OTHER_EXTRA),--clear) $(VENV)
+	$(PY) -m pip install -e '.[$(EXTRA),test]'
+	@touch $@
+
+$(LINTER): $(INSTALLED)
+	$(PY) -m pip install -e '.[$(EXTRA),dev]'
+	@touch $@
