@@ -1,0 +1,127 @@
+"""Facts of each data set: classes, colours, ignore label, expected counts.
+
+A prepared data set carries its own class names and colours (`input_pipeline`
+reads them from there); these facts are what the builders in `data_prep` write
+into it.  A user's own data (`--dataset=folder`) brings its facts along.
+"""
+
+import dataclasses
+
+IGNORE_LABEL = 255  # pixels without a class: no loss, no metric
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFacts:
+    """Constants of one data set.
+
+    Attributes:
+        name: Key of `DATASETS` and folder name of the prepared data.
+        class_names: Name of class id 0, 1, ...
+        class_colors: RGB in 0..255 of class id 0, 1, ... (pictures only).
+        counts: Split -> number of images of the complete data set; empty when
+            any number is right.
+        ignore_label: Label value of pixels that belong to no class.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    class_colors: tuple[tuple[int, int, int], ...]
+    counts: dict[str, int]
+    ignore_label: int = IGNORE_LABEL
+
+    def __post_init__(self) -> None:
+        """Checks that every class has a colour."""
+        if len(self.class_names) != len(self.class_colors):
+            raise ValueError(
+                f"{self.name}: {len(self.class_names)} class names but "
+                f"{len(self.class_colors)} colours."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C; ids are 0..C-1."""
+        return len(self.class_names)
+
+
+def default_colors(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes that bring none: the colour map of PASCAL VOC.
+
+    The bits of the id are dealt out to red, green and blue in turn, from the
+    highest bit of the colour downwards, so that small ids lie far apart.
+
+    Args:
+        num_classes: 1..255.
+
+    Returns:
+        RGB triples in 0..255, one per class; id 0 is black.
+
+    Raises:
+        ValueError: `num_classes` is outside 1..255.
+    """
+    if not 1 <= num_classes <= IGNORE_LABEL:
+        raise ValueError(f"num_classes={num_classes} is outside 1..{IGNORE_LABEL}.")
+
+    def channel(class_id: int, offset: int) -> int:
+        return sum(((class_id >> (3 * i + offset)) & 1) << (7 - i) for i in range(3))
+
+    return tuple(
+        (channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes)
+    )
+
+
+DATASETS = {
+    # Drawn by data_prep/synthetic; the classes of Table 4 and what lies behind.
+    "synthetic": DatasetFacts(
+        name="synthetic",
+        class_names=(
+            "road",
+            "building",
+            "plants",
+            "sky",
+            "pedestrian",
+            "vehicle",
+            "traffic_light",
+        ),
+        class_colors=(
+            (128, 64, 128),
+            (70, 70, 70),
+            (107, 142, 35),
+            (70, 130, 180),
+            (220, 20, 60),
+            (0, 0, 142),
+            (250, 170, 30),
+        ),
+        counts={"train": 400, "val": 60, "test": 60},
+    ),
+    # The 11 classes, split and colours of Badrinarayanan et al., SegNet (2017).
+    "camvid": DatasetFacts(
+        name="camvid",
+        class_names=(
+            "sky",
+            "building",
+            "pole",
+            "road",
+            "pavement",
+            "tree",
+            "sign",
+            "fence",
+            "car",
+            "pedestrian",
+            "bicyclist",
+        ),
+        class_colors=(
+            (128, 128, 128),
+            (128, 0, 0),
+            (192, 192, 128),
+            (128, 64, 128),
+            (60, 40, 222),
+            (128, 128, 0),
+            (192, 128, 128),
+            (64, 64, 128),
+            (64, 0, 128),
+            (64, 64, 0),
+            (0, 128, 192),
+        ),
+        counts={"train": 367, "val": 101, "test": 233},
+    ),
+}

@@ -1,0 +1,442 @@
+"""A prepared TFDS split -> batches.  Functions stand in running order.
+
+    read -> decode -> check -> crop -> scale -> pad -> flip -> normalize -> batch
+
+`train_batches` is the whole path in one place.  Order and randomness are
+stateless: identity and augmentation of the run's n-th example are a pure
+function of (seed, n), so neither the number of threads nor a restart changes
+what the model sees, and a resumed run reads nothing that came before.
+
+Cropping comes before scaling: a window of crop_size / scale source pixels is
+cut out and only that is resized, which gives the pixels of "resize everything,
+then crop" at a fraction of the cost.
+
+Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes and returns the
+(image, label) pair, so the two cannot get out of step.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+Color = tuple[float, float, float]
+
+
+# --- Opening -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedDataset:
+    """A data set as `data_prep.prepare` left it on disk.
+
+    Attributes:
+        name: Name of the data set, e.g. "camvid".
+        class_names: Name of class id 0, 1, ...
+        class_colors: RGB in 0..255 of class id 0, 1, ...
+        ignore_label: Label value of pixels that belong to no class.
+        split_sizes: Split -> number of examples.
+        builder: The TFDS builder that reads the files.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    class_colors: tuple[tuple[int, int, int], ...]
+    ignore_label: int
+    split_sizes: dict[str, int]
+    builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C; ids are 0..C-1."""
+        return len(self.class_names)
+
+    def source(self, split: str) -> Sequence[dict[str, Any]]:
+        """Random access to the stored examples of a split.
+
+        Args:
+            split: A key of `split_sizes`.
+
+        Returns:
+            A sequence of {"image": encoded bytes, "label": encoded bytes,
+            "name": bytes}; each access reads one record from disk.
+
+        Raises:
+            ValueError: There is no such split, or it holds no example.
+        """
+        if split not in self.split_sizes:
+            raise ValueError(
+                f"data set {self.name!r} has no split {split!r}; "
+                f"it has {', '.join(self.split_sizes)}."
+            )
+        if not self.split_sizes[split]:
+            raise ValueError(f"split {split!r} of {self.name!r} holds no example.")
+        skip = tfds.decode.SkipDecoding()
+        return self.builder.as_data_source(
+            split, decoders={"image": skip, "label": skip}
+        )
+
+
+def open_dataset(dataset: str, data_dir: str) -> PreparedDataset:
+    """Opens DATA_DIR/DATASET/VERSION, the highest version if there are several.
+
+    Everything is read from that folder: the code that prepared it is not needed.
+
+    Args:
+        dataset: Name of the data set.
+        data_dir: The `--data_dir` that it was prepared in.
+
+    Returns:
+        The opened data set.
+
+    Raises:
+        FileNotFoundError: It has not been prepared there.
+        ValueError: The folder holds a TFDS data set of another kind.
+    """
+    folder = os.path.join(data_dir, dataset)
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    versions = [
+        tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)
+    ]
+    if not versions:
+        source = "" if dataset == "synthetic" else " --source_dir=SOURCE"
+        raise FileNotFoundError(
+            f"data set {dataset!r} is not prepared in {folder}; run: python -m "
+            f"data_prep.prepare --dataset={dataset}{source} --data_dir={data_dir}"
+        )
+    builder = tfds.builder_from_directory(os.path.join(folder, str(max(versions))))
+    facts = builder.info.metadata
+    if not facts or "class_names" not in facts:
+        raise ValueError(
+            f"{builder.data_dir} names no classes: it was not written by "
+            "data_prep.prepare."
+        )
+    return PreparedDataset(
+        name=dataset,
+        class_names=tuple(facts["class_names"]),
+        class_colors=tuple(tuple(color) for color in facts["class_colors"]),
+        ignore_label=facts["ignore_label"],
+        split_sizes={
+            name: split.num_examples for name, split in builder.info.splits.items()
+        },
+        builder=builder,
+    )
+
+
+# --- The two paths -----------------------------------------------------------
+
+
+def train_batches(
+    prepared: PreparedDataset,
+    split: str,
+    *,
+    batch_size: int,
+    crop_size: int,
+    scale_range: tuple[float, float] = (1.0, 1.0),
+    flip: bool = True,
+    pad_color: Color,
+    normalize: Callable[[tf.Tensor], tf.Tensor],
+    seed: int,
+    first_example: int = 0,
+    num_examples: int | None = None,
+) -> tf.data.Dataset:
+    """Shuffled, augmented batches; the n-th example is a function of (seed, n).
+
+    n counts the examples of the whole run from 0; batch k of a run holds the
+    examples k * batch_size to (k + 1) * batch_size - 1.  Every pass over the
+    split shows each example once, in a new order.
+
+    Args:
+        prepared: The data set.
+        split: Its split to train on.
+        batch_size: B, examples.
+        crop_size: S, side of the square crop in pixels.
+        scale_range: Lowest and highest scale factor, drawn uniformly.
+        flip: Whether to mirror half of the examples.
+        pad_color: RGB in 0..255 of pixels outside the image.
+        normalize: Maps float32 RGB [S, S, 3] in 0..255 to what the model takes.
+        seed: 0..2^31 - 1.
+        first_example: n of the first example: where a resumed run goes on.
+        num_examples: Examples to deliver; None for an endless stream.
+
+    Returns:
+        {"image": [B, S, S, 3] float32, "label": [B, S, S] int32}; a last batch
+        that is not full is dropped.
+
+    Raises:
+        ValueError: An argument is out of range, or there is no such split.
+    """
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed={seed} is outside 0..2^31 - 1.")
+    if not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(f"scale_range={scale_range} is not 0 < lowest <= highest.")
+    source = prepared.source(split)
+    last = tf.int64.max if num_examples is None else first_example + num_examples
+
+    def load_and_augment(n: tf.Tensor) -> dict[str, tf.Tensor]:
+        scale_seed, crop_seed, flip_seed = tf.unstack(
+            tf.random.split(tf.stack([tf.constant(seed, tf.int64), n]), 3)
+        )
+        index = shuffled_index(n, len(source), seed)
+        image, label, name = decode(*read(source, index))
+        image, label = check(
+            image, label, name, prepared.num_classes, prepared.ignore_label
+        )
+        window = draw_window(crop_size, scale_range, scale_seed)
+        image, label = crop(image, label, window, crop_seed)
+        image, label = scale(image, label, crop_size / window)
+        image, label = pad(image, label, crop_size, pad_color, prepared.ignore_label)
+        if flip:
+            image, label = random_flip(image, label, flip_seed)
+        return {"image": normalize(image), "label": label}
+
+    return (
+        tf.data.Dataset.range(first_example, last)
+        .map(load_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def eval_examples(
+    prepared: PreparedDataset, split: str, *, limit: int | None = None
+) -> tf.data.Dataset:
+    """Every example once, in stored order, as stored.
+
+    Args:
+        prepared: The data set.
+        split: Its split.
+        limit: Stop after this many examples; None for all.
+
+    Returns:
+        {"image": [H, W, 3] uint8 RGB, "label": [H, W] int32, "name": string},
+        unbatched, because sizes may differ.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    source = prepared.source(split)
+    count = len(source) if limit is None else min(limit, len(source))
+
+    def load(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        image, label, name = decode(*read(source, index))
+        image, label = check(
+            image, label, name, prepared.num_classes, prepared.ignore_label
+        )
+        return {"image": image, "label": label, "name": name}
+
+    return (
+        tf.data.Dataset.range(count)
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+# --- The steps, in running order ---------------------------------------------
+
+
+def shuffled_index(n: tf.Tensor, size: int, seed: int) -> tf.Tensor:
+    """Which stored example is the run's n-th: a fresh permutation every epoch.
+
+    Args:
+        n: Scalar int64, counted from 0 over the whole run.
+        size: N, examples in the split.
+        seed: 0..2^31 - 1.
+
+    Returns:
+        Scalar int64 in 0..N-1; n = k N ... (k + 1) N - 1 give each value once.
+    """
+    epoch = n // size
+    return tf.random.experimental.index_shuffle(
+        n % size,
+        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+        max_index=tf.constant(size - 1, tf.int64),
+    )
+
+
+def read(
+    source: Sequence[dict[str, Any]], index: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Reads one stored example.
+
+    Args:
+        source: Random access to a split, from `PreparedDataset.source`.
+        index: Scalar int64.
+
+    Returns:
+        Scalar strings: encoded image, encoded label, name.
+    """
+
+    def fetch(i):
+        example = source[int(i)]
+        return example["image"], example["label"], example["name"]
+
+    fields = tf.numpy_function(fetch, [index], [tf.string] * 3)
+    return tuple(tf.ensure_shape(field, []) for field in fields)
+
+
+def decode(
+    image_bytes: tf.Tensor, label_bytes: tf.Tensor, name: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Decodes an encoded pair; the name passes through.
+
+    Args:
+        image_bytes: JPEG or PNG; grey becomes RGB.
+        label_bytes: One-channel 8-bit PNG of class ids.
+        name: Scalar string.
+
+    Returns:
+        image [H, W, 3] uint8, label [H, W] int32, name.
+    """
+    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, [None, None, 3])
+    label = tf.io.decode_png(label_bytes, channels=1)[..., 0]
+    return image, tf.cast(label, tf.int32), name
+
+
+def check(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    name: tf.Tensor,
+    num_classes: int,
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lets a pair through if its shapes agree and its label values are known.
+
+    Later code relies on it: a loss would turn an unknown id into NaN, and a
+    confusion matrix would drop it, both without a word.
+
+    Args:
+        image: [H, W, 3] uint8.
+        label: [H, W] int32.
+        name: Scalar string, for the error.
+        num_classes: C.
+        ignore_label: The one value that may stand beside 0..C-1.
+
+    Returns:
+        image, label, unchanged.
+
+    Raises:
+        tf.errors.InvalidArgumentError: Names example, value and rule.
+    """
+    sizes = tf.shape(image)[:2], tf.shape(label)
+    tf.debugging.Assert(
+        tf.reduce_all(sizes[0] == sizes[1]),
+        [tf.strings.format("{}: image is {} but label is {}", (name, *sizes))],
+    )
+    known = ((label >= 0) & (label < num_classes)) | (label == ignore_label)
+    unknown = tf.reduce_max(tf.where(known, -1, label))
+    rule = f"which is neither in 0..{num_classes - 1} nor {ignore_label}"
+    tf.debugging.Assert(
+        tf.reduce_all(known),
+        [tf.strings.format("label of {} holds {}, " + rule, (name, unknown))],
+    )
+    return image, label
+
+
+def draw_window(
+    crop_size: int, scale_range: tuple[float, float], seed: tf.Tensor
+) -> tf.Tensor:
+    """Side of the source window that becomes the crop at a random scale.
+
+    Args:
+        crop_size: S, pixels.
+        scale_range: Lowest and highest scale factor, drawn uniformly.
+        seed: Two integers.
+
+    Returns:
+        Scalar int32, round(S / factor), at least 1; S for the range (1, 1).
+    """
+    factor = tf.random.stateless_uniform([], seed, *scale_range)
+    return tf.maximum(tf.cast(tf.round(crop_size / factor), tf.int32), 1)
+
+
+def crop(
+    image: tf.Tensor, label: tf.Tensor, size: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cuts the same random window out of both.
+
+    Args:
+        image: [H, W, 3].
+        label: [H, W].
+        size: Scalar int32, side of the window in pixels.
+        seed: Two integers.
+
+    Returns:
+        image [h, w, 3], label [h, w] with h = min(H, size), w = min(W, size).
+    """
+    room = tf.maximum(tf.shape(label) - size, 0) + 1
+    corner = tf.random.stateless_uniform([2], seed, maxval=1.0) * tf.cast(
+        room, tf.float32
+    )
+    top, left = tf.unstack(tf.minimum(tf.cast(corner, tf.int32), room - 1))
+    window = slice(top, top + size), slice(left, left + size)
+    return image[window], label[window]
+
+
+def scale(
+    image: tf.Tensor, label: tf.Tensor, factor: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Resizes both: bilinear for the image, nearest for the ids.
+
+    Args:
+        image: [H, W, 3], values in 0..255.
+        label: [H, W].
+        factor: Scalar; sizes are rounded, at least 1 pixel.
+
+    Returns:
+        image [h, w, 3] float32, label [h, w].
+    """
+    size = tf.cast(tf.shape(label), tf.float32) * tf.cast(factor, tf.float32)
+    size = tf.maximum(tf.cast(tf.round(size), tf.int32), 1)
+    image = tf.image.resize(image, size, method="bilinear")
+    label = tf.image.resize(label[..., None], size, method="nearest")[..., 0]
+    return tf.cast(image, tf.float32), label
+
+
+def pad(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    size: int,
+    pad_color: Color,
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Fills up at the bottom and right: one colour, and no class.
+
+    Args:
+        image: [h, w, 3] float32, h and w at most `size`.
+        label: [h, w] int32.
+        size: S, pixels.
+        pad_color: RGB in 0..255.
+        ignore_label: Label of the new pixels.
+
+    Returns:
+        image [S, S, 3], label [S, S], with static shapes.
+    """
+    height, width = tf.unstack(size - tf.shape(label))
+    bottom_right = [[0, height], [0, width]]
+    inside = tf.pad(tf.ones_like(label, tf.bool), bottom_right)[..., None]
+    image = tf.where(inside, tf.pad(image, [*bottom_right, [0, 0]]), pad_color)
+    label = tf.pad(label, bottom_right, constant_values=ignore_label)
+    return tf.ensure_shape(image, [size, size, 3]), tf.ensure_shape(label, [size] * 2)
+
+
+def random_flip(
+    image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors both left to right with probability 1/2.
+
+    Args:
+        image: [H, W, 3].
+        label: [H, W].
+        seed: Two integers.
+
+    Returns:
+        image, label of the same shapes.
+    """
+    mirror = tf.random.stateless_uniform([], seed) < 0.5
+    image = tf.where(mirror, image[:, ::-1], image)
+    return image, tf.where(mirror, label[:, ::-1], label)
