@@ -73,8 +73,8 @@ clean:
 
 $(INSTALLED): setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
-	    || { echo "ss_gan_tf needs Python 3.10 to 3.13, and $(PYTHON) is" \
-	    "$$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	    2>/dev/null || { echo "ss_gan_tf needs Python 3.10 to 3.13, and $(PYTHON) is" \
+	    "$$($(PYTHON) -V 2>/dev/null || echo missing). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	    || { echo "$(PYTHON) cannot make an environment. On Debian and Ubuntu:" \
 	    "apt-get install python3-venv" >&2; exit 1; }
