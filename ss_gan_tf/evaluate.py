@@ -192,7 +192,7 @@ def evaluate(
     window: int = 500,
     overlap: float = 1 / 3,
     batch_size: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
     predictor: Predictor | None = None,
 ) -> dict[str, Any]:
     """Eq. 8 over all examples, each counted once at its own size.
@@ -209,7 +209,8 @@ def evaluate(
         overlap: share of a window that its neighbour sees too, in [0, 1).
         batch_size: images in one forward pass, as far as sizes agree; the result does
             not depend on it.
-        progress: called with the number of images counted since its last call.
+        progress: called with the number of images counted so far, and of all images
+            where the dataset knows it.
         predictor: what `make_predictor` returned for the same generator and settings;
             handing it in again saves tracing when a run evaluates many times.
 
@@ -229,14 +230,15 @@ def evaluate(
         overlap=overlap,
     )
     matrix = np.zeros((num_classes, num_classes), np.int64)
-    num_images = 0
+    num_images, total = 0, int(examples.cardinality())
+    total = total if total >= 0 else None
     for batch in _same_size_batches(examples, batch_size):
         probs = predictor(np.stack([example["image"] for example in batch]))
         for example, pred in zip(batch, probs.argmax(axis=-1), strict=True):
             matrix += _count(example, pred, num_classes, ignore_label)
         num_images += len(batch)
         if progress:
-            progress(len(batch))
+            progress(num_images, total)
     if not num_images:
         raise ValueError("nothing to evaluate: the split holds no example")
     setting = {"window": window, "overlap": overlap} if mode == "sliding" else {}

@@ -113,7 +113,8 @@ def export(
 
     Raises:
         FileExistsError: when output_dir is a file, or holds something else.
-        ValueError: when names, colours and the generator's classes do not fit.
+        ValueError: when names, colours and the generator's classes do not fit, or there
+            are more than 255 classes.
     """
     num_classes = generator.output_shape[-1]
     if not num_classes == len(class_names) == len(class_colors):
@@ -121,8 +122,8 @@ def export(
             f"the generator has {num_classes} classes, but there are "
             f"{len(class_names)} names and {len(class_colors)} colours"
         )
-    if num_classes > 256:
-        raise ValueError(f"class ids are 8 bits: {num_classes} classes are too many")
+    if num_classes > 255:  # ids are 8 bits, and one value stays for "no class"
+        raise ValueError(f"at most 255 classes can be exported, not {num_classes}")
     target = os.path.realpath(output_dir)
     _check_replaceable(target)
     classes = {

@@ -276,15 +276,18 @@ def test_progress_counts_images_and_a_predictor_is_reused():
 
     evaluate.evaluate(
         None,
-        as_dataset(random_examples([(5, 5)] * 5)),
+        as_dataset(random_examples([(5, 5)] * 5)).apply(
+            tf.data.experimental.assert_cardinality(5)
+        ),
         class_names=NAMES,
         ignore_label=255,
         normalize=normalize,
         batch_size=2,
-        progress=counts.append,
+        progress=lambda done, total: counts.append((done, total)),
         predictor=predict,
     )
-    assert counts == calls == [2, 2, 1]
+    assert calls == [2, 2, 1]
+    assert counts == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_a_label_out_of_range_names_the_image():
