@@ -19,6 +19,12 @@ DATA = data
 RUN = runs/smoke
 BENCH = runs/bench
 
+# A picture of no split, to predict on.
+SCENE = runs/scene.png
+DRAW_A_SCENE = $(PY) -c 'import cv2, numpy; from data_prep.synthetic import scene; \
+    image, _ = scene.draw_scene(numpy.random.default_rng(2026)); \
+    cv2.imwrite("$(SCENE)", image[..., ::-1])'
+
 PY = $(VENV)/bin/python
 RUFF = $(VENV)/bin/ruff
 INSTALLED = $(VENV)/.installed-$(EXTRA)
@@ -37,12 +43,16 @@ train: $(INSTALLED)
 	$(PY) -m data_prep.prepare --dataset=synthetic --data_dir=$(DATA)
 	$(PY) -m experiments.train --arm=vgg16_g --dataset=synthetic --preset=smoke \
 	    --data_dir=$(DATA) --workdir=$(RUN)
+	$(DRAW_A_SCENE)
+	$(PY) -m experiments.predict --model=$(RUN)/export --input=$(SCENE) \
+	    --output_dir=runs/predictions
 	@echo
-	@echo "Curves, panels and the adversary's verdicts:"
-	@echo "    $(VENV)/bin/tensorboard --logdir $(RUN)"
-	@echo "Masks and overlays of your own pictures, in runs/predictions:"
+	@echo "Look at runs/predictions/scene_overlay.png: what the network sees in $(SCENE),"
+	@echo "which it was not trained on. The same for your own pictures:"
 	@echo "    $(PY) -m experiments.predict --model=$(RUN)/export" \
 	    "--input=PHOTO_OR_FOLDER --output_dir=runs/predictions"
+	@echo "Curves, panels and the adversary's verdicts:"
+	@echo "    $(VENV)/bin/tensorboard --logdir $(RUN)"
 
 test: $(INSTALLED)
 	$(PY) -m pytest -m "not slow" --durations=10
@@ -66,7 +76,8 @@ bench: $(INSTALLED)
 	    --data_dir=$(DATA) --workdir=$(BENCH)
 
 clean:
-	rm -rf $(VENV) $(RUN) $(BENCH) $(DATA)/synthetic build *.egg-info
+	rm -rf $(VENV) $(RUN) $(BENCH) $(SCENE) runs/predictions $(DATA)/synthetic
+	rm -rf build *.egg-info
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find ss_gan_tf experiments data_prep tests -name __pycache__ -prune \
 	    -exec rm -rf {} +

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "checkpoints": {"backbones", "config", "generator"},
     "evaluate": {"metrics"},
     "export": {"evaluate"},
-    "predict": {"visualize"},
+    "predict": {"evaluate", "export", "visualize"},
     "summaries": {"metrics", "visualize"},
     # leaves
     "backbones": set(),
