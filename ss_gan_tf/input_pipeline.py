@@ -1,6 +1,6 @@
 """A prepared TFDS split -> batches.  Functions stand in running order.
 
-    read -> decode -> check -> crop -> scale -> pad -> flip -> normalize -> batch
+    read -> decode -> check -> crop -> flip -> scale -> pad -> normalize -> batch
 
 `train_batches` is the whole path in one place.  Order and randomness are
 stateless: identity and augmentation of the run's n-th example are a pure
@@ -8,8 +8,9 @@ function of (seed, n), so neither the number of threads nor a restart changes
 what the model sees, and a resumed run reads nothing that came before.
 
 Cropping comes before scaling: a window of crop_size / scale source pixels is
-cut out and only that is resized, which gives the pixels of "resize everything,
-then crop" at a fraction of the cost.
+cut out and only that is mirrored and resized, which gives the pixels of "resize
+everything, then crop" at a fraction of the cost.  For the same reason pixels stay
+uint8 until they are resized.
 
 Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes and returns the
 (image, label) pair, so the two cannot get out of step.
@@ -187,11 +188,12 @@ def train_batches(
         )
         window = draw_window(crop_size, scale_range, scale_seed)
         image, label = crop(image, label, window, crop_seed)
-        image, label = scale(image, label, crop_size / window)
-        image, label = pad(image, label, crop_size, pad_color, prepared.ignore_label)
         if flip:
             image, label = random_flip(image, label, flip_seed)
-        return {"image": normalize(image), "label": label}
+        if scale_range != (1.0, 1.0):
+            image, label = scale(image, label, crop_size / window)
+        image, label = pad(image, label, crop_size, pad_color, prepared.ignore_label)
+        return {"image": normalize(image), "label": tf.cast(label, tf.int32)}
 
     return (
         tf.data.Dataset.range(first_example, last)
@@ -226,7 +228,7 @@ def eval_examples(
         image, label = check(
             image, label, name, prepared.num_classes, prepared.ignore_label
         )
-        return {"image": image, "label": label, "name": name}
+        return {"image": image, "label": tf.cast(label, tf.int32), "name": name}
 
     return (
         tf.data.Dataset.range(count)
@@ -289,12 +291,12 @@ def decode(
         name: Scalar string.
 
     Returns:
-        image [H, W, 3] uint8, label [H, W] int32, name.
+        image [H, W, 3] uint8, label [H, W] uint8, name.
     """
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, [None, None, 3])
     label = tf.io.decode_png(label_bytes, channels=1)[..., 0]
-    return image, tf.cast(label, tf.int32), name
+    return image, label, name
 
 
 def check(
@@ -310,8 +312,8 @@ def check(
     confusion matrix would drop it, both without a word.
 
     Args:
-        image: [H, W, 3] uint8.
-        label: [H, W] int32.
+        image: [H, W, 3].
+        label: [H, W] uint8.
         name: Scalar string, for the error.
         num_classes: C.
         ignore_label: The one value that may stand beside 0..C-1.
@@ -327,8 +329,8 @@ def check(
         tf.reduce_all(sizes[0] == sizes[1]),
         [tf.strings.format("{}: image is {} but label is {}", (name, *sizes))],
     )
-    known = ((label >= 0) & (label < num_classes)) | (label == ignore_label)
-    unknown = tf.reduce_max(tf.where(known, -1, label))
+    known = (label < num_classes) | (label == ignore_label)
+    unknown = tf.reduce_max(tf.where(known, tf.zeros_like(label), label))
     rule = f"which is neither in 0..{num_classes - 1} nor {ignore_label}"
     tf.debugging.Assert(
         tf.reduce_all(known),
@@ -377,53 +379,6 @@ def crop(
     return image[window], label[window]
 
 
-def scale(
-    image: tf.Tensor, label: tf.Tensor, factor: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Resizes both: bilinear for the image, nearest for the ids.
-
-    Args:
-        image: [H, W, 3], values in 0..255.
-        label: [H, W].
-        factor: Scalar; sizes are rounded, at least 1 pixel.
-
-    Returns:
-        image [h, w, 3] float32, label [h, w].
-    """
-    size = tf.cast(tf.shape(label), tf.float32) * tf.cast(factor, tf.float32)
-    size = tf.maximum(tf.cast(tf.round(size), tf.int32), 1)
-    image = tf.image.resize(image, size, method="bilinear")
-    label = tf.image.resize(label[..., None], size, method="nearest")[..., 0]
-    return tf.cast(image, tf.float32), label
-
-
-def pad(
-    image: tf.Tensor,
-    label: tf.Tensor,
-    size: int,
-    pad_color: Color,
-    ignore_label: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Fills up at the bottom and right: one colour, and no class.
-
-    Args:
-        image: [h, w, 3] float32, h and w at most `size`.
-        label: [h, w] int32.
-        size: S, pixels.
-        pad_color: RGB in 0..255.
-        ignore_label: Label of the new pixels.
-
-    Returns:
-        image [S, S, 3], label [S, S], with static shapes.
-    """
-    height, width = tf.unstack(size - tf.shape(label))
-    bottom_right = [[0, height], [0, width]]
-    inside = tf.pad(tf.ones_like(label, tf.bool), bottom_right)[..., None]
-    image = tf.where(inside, tf.pad(image, [*bottom_right, [0, 0]]), pad_color)
-    label = tf.pad(label, bottom_right, constant_values=ignore_label)
-    return tf.ensure_shape(image, [size, size, 3]), tf.ensure_shape(label, [size] * 2)
-
-
 def random_flip(
     image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -437,6 +392,65 @@ def random_flip(
     Returns:
         image, label of the same shapes.
     """
-    mirror = tf.random.stateless_uniform([], seed) < 0.5
-    image = tf.where(mirror, image[:, ::-1], image)
-    return image, tf.where(mirror, label[:, ::-1], label)
+    return tf.cond(
+        tf.random.stateless_uniform([], seed) < 0.5,
+        # Ten times as fast as the slice [:, ::-1].
+        lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])),
+        lambda: (image, label),
+    )
+
+
+def scale(
+    image: tf.Tensor, label: tf.Tensor, factor: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Resizes both: bilinear for the image, nearest for the ids.
+
+    Args:
+        image: [H, W, 3], values in 0..255.
+        label: [H, W].
+        factor: Scalar; sizes are rounded, at least 1 pixel.
+
+    Returns:
+        image [h, w, 3] float32, label [h, w].
+    """
+    old = tf.cast(tf.shape(label), tf.float32)
+    new = tf.maximum(tf.round(old * tf.cast(factor, tf.float32)), 1)
+    rows, columns = (
+        # The old pixel that holds the centre of each new one.
+        tf.cast((tf.range(new[axis]) + 0.5) * (old[axis] / new[axis]), tf.int32)
+        for axis in range(2)
+    )
+    image = tf.image.resize(image, tf.cast(new, tf.int32), method="bilinear")
+    return image, tf.gather(tf.gather(label, rows), columns, axis=1)
+
+
+def pad(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    size: int,
+    pad_color: Color,
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Fills up at the bottom and right: one colour, and no class.
+
+    Args:
+        image: [h, w, 3], h and w at most `size`.
+        label: [h, w].
+        size: S, pixels.
+        pad_color: RGB in 0..255.
+        ignore_label: Label of the new pixels.
+
+    Returns:
+        image [S, S, 3] float32, label [S, S], with static shapes.
+    """
+    image = tf.cast(image, tf.float32)
+    missing = size - tf.shape(label)
+    bottom_right = [[0, missing[0]], [0, missing[1]]]
+
+    def fill() -> tuple[tf.Tensor, tf.Tensor]:
+        inside = tf.pad(tf.ones_like(label, tf.bool), bottom_right)[..., None]
+        filled = tf.where(inside, tf.pad(image, [*bottom_right, [0, 0]]), pad_color)
+        return filled, tf.pad(label, bottom_right, constant_values=ignore_label)
+
+    image, label = tf.cond(tf.reduce_any(missing > 0), fill, lambda: (image, label))
+    return tf.ensure_shape(image, [size, size, 3]), tf.ensure_shape(label, [size] * 2)
