@@ -327,14 +327,14 @@ def check(
     sizes = tf.shape(image)[:2], tf.shape(label)
     tf.debugging.Assert(
         tf.reduce_all(sizes[0] == sizes[1]),
-        [tf.strings.format("{}: image is {} but label is {}", (name, *sizes))],
+        [name + tf.strings.format(": image is {} but label is {}", sizes)],
     )
     known = (label < num_classes) | (label == ignore_label)
     unknown = tf.reduce_max(tf.where(known, tf.zeros_like(label), label))
     rule = f"which is neither in 0..{num_classes - 1} nor {ignore_label}"
     tf.debugging.Assert(
         tf.reduce_all(known),
-        [tf.strings.format("label of {} holds {}, " + rule, (name, unknown))],
+        ["label of " + name + tf.strings.format(" holds {}, " + rule, unknown)],
     )
     return image, label
 

@@ -1,0 +1,61 @@
+"""Facts of the data sets."""
+
+import pytest
+
+from ss_gan_tf.datasets import DATASETS, DatasetFacts, default_colors
+
+
+def test_keys_are_names_and_facts_are_consistent():
+    for key, facts in DATASETS.items():
+        assert facts.name == key
+        assert facts.num_classes == len(facts.class_names) == len(facts.class_colors)
+        assert facts.ignore_label == 255 >= facts.num_classes
+        assert len(set(facts.class_names)) == facts.num_classes
+        # Two classes of one colour could not be told apart in a picture.
+        assert len(set(facts.class_colors)) == facts.num_classes
+        assert all(0 <= v <= 255 for color in facts.class_colors for v in color)
+
+
+def test_camvid_is_segnets():
+    facts = DATASETS["camvid"]
+    assert facts.num_classes == 11
+    assert facts.counts == {"train": 367, "val": 101, "test": 233}
+    assert facts.class_names[0] == "sky" and facts.class_names[10] == "bicyclist"
+    assert facts.class_colors[facts.class_names.index("car")] == (64, 0, 128)
+
+
+def test_synthetic_has_the_classes_of_table_4():
+    assert {
+        "road",
+        "traffic_light",
+        "plants",
+        "sky",
+        "pedestrian",
+        "vehicle",
+    } < set(DATASETS["synthetic"].class_names)
+
+
+def test_every_class_needs_a_colour():
+    with pytest.raises(ValueError, match="x: 2 class names but 1 colours"):
+        DatasetFacts("x", ("a", "b"), ((0, 0, 0),), {})
+
+
+def test_default_colors_are_vocs():
+    # The first five and the last of VOC's 21: background, aeroplane, bicycle,
+    # bird, boat ... tv monitor.
+    colors = default_colors(21)
+    assert colors[:5] == (
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+    )
+    assert colors[20] == (0, 64, 128)
+    assert len(set(default_colors(255))) == 255
+
+
+@pytest.mark.parametrize("num_classes", [0, 256])
+def test_default_colors_wants_1_to_255_classes(num_classes):
+    with pytest.raises(ValueError, match=f"num_classes={num_classes}"):
+        default_colors(num_classes)

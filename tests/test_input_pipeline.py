@@ -1,0 +1,457 @@
+"""Image and label stay aligned, and example n is a function of (seed, n) alone."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_prep.prepare import prepare
+from ss_gan_tf import input_pipeline
+
+# In the drawn set colour = class: the label can be read off the image.
+COLORS = np.uint8([[250, 0, 0], [0, 240, 0], [0, 0, 230], [220, 220, 0], [0, 210, 210]])
+PAD_COLOR = (103.5, 116.25, 123.75)  # no mixture of the above; exact in float32
+SIZES = ((40, 48), (48, 40), (40, 40), (56, 64), (33, 47))  # H, W; one is odd
+
+
+def draw_label(index, size):
+    """8x8 blocks of random classes; the first block's class is the index."""
+    height, width = size
+    blocks = np.random.default_rng(index).integers(0, 5, (8, 8)).astype(np.uint8)
+    blocks[0, 0] = index
+    return np.kron(blocks, np.ones((8, 8), np.uint8))[:height, :width]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("colours")
+    source, data = root / "source", root / "data"
+    for split, indices in {"train": range(5), "one": range(1)}.items():
+        for kind in ("images", "labels"):
+            (source / kind / split).mkdir(parents=True)
+        for index in indices:
+            label = draw_label(index, SIZES[index])
+            image = Image.fromarray(COLORS[label])
+            image.save(source / "images" / split / f"{split}{index}.png")
+            label[-1, -1] = 255
+            mask = Image.fromarray(label)
+            mask.save(source / "labels" / split / f"{split}{index}.png")
+    (source / "classes.txt").write_text("a 250 0 0\nb\nc\nd\ne\n")
+    prepare("folder", str(source), str(data))
+    return str(data)
+
+
+@pytest.fixture(scope="module")
+def prepared(data_dir):
+    return input_pipeline.open_dataset("folder", data_dir)
+
+
+def batches(prepared, split="train", **changes):
+    arguments = dict(
+        batch_size=1,
+        crop_size=32,
+        scale_range=(0.5, 2.0),
+        pad_color=PAD_COLOR,
+        normalize=lambda image: image,
+        seed=3,
+        num_examples=10,
+    )
+    return input_pipeline.train_batches(prepared, split, **{**arguments, **changes})
+
+
+def as_arrays(dataset):
+    """All batches, joined: image, label."""
+    elements = list(dataset.as_numpy_iterator())
+    return tuple(np.concatenate([e[k] for e in elements]) for k in ("image", "label"))
+
+
+def eagerly(function, *arrays):
+    return [np.asarray(x) for x in function(*map(tf.constant, arrays))]
+
+
+def inside_tf_data(function, *arrays):
+    # Without a batch dimension's static shape, as in the pipeline.
+    signature = [
+        tf.TensorSpec([None] * np.ndim(a), tf.as_dtype(np.asarray(a).dtype))
+        for a in arrays
+    ]
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter([arrays]), output_signature=tuple(signature)
+    )
+    return [np.asarray(x) for x in next(iter(dataset.map(function)))]
+
+
+both_ways = pytest.mark.parametrize("run", [eagerly, inside_tf_data])
+SEED = np.int64([5, 7])
+
+
+# --- Opening -----------------------------------------------------------------
+
+
+def test_facts_come_from_the_files(prepared):
+    assert prepared.name == "folder"
+    assert prepared.class_names == ("a", "b", "c", "d", "e")
+    assert prepared.num_classes == 5
+    assert prepared.class_colors[:2] == ((250, 0, 0), (128, 0, 0))
+    assert prepared.ignore_label == 255
+    assert prepared.split_sizes == {"one": 1, "train": 5}
+
+
+def test_not_prepared_names_folder_and_command(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        input_pipeline.open_dataset("camvid", str(tmp_path))
+    assert str(tmp_path / "camvid") in str(error.value)
+    assert (
+        "python -m data_prep.prepare --dataset=camvid --source_dir=SOURCE "
+        f"--data_dir={tmp_path}" in str(error.value)
+    )
+
+
+def test_synthetic_needs_no_source(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--dataset=synthetic --data_dir="):
+        input_pipeline.open_dataset("synthetic", str(tmp_path))
+
+
+def test_an_unfinished_folder_is_not_prepared(tmp_path):
+    (tmp_path / "camvid" / "incomplete.ABC_1.0.0").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="is not prepared"):
+        input_pipeline.open_dataset("camvid", str(tmp_path))
+
+
+def test_unknown_split_lists_the_splits(prepared):
+    with pytest.raises(ValueError, match="no split 'dev'; it has one, train"):
+        batches(prepared, "dev")
+
+
+def test_empty_split(prepared):
+    empty = dataclasses.replace(prepared, split_sizes={"train": 0})
+    with pytest.raises(ValueError, match="'train' of 'folder' holds no example"):
+        batches(empty)
+
+
+def test_foreign_tfds_folder(data_dir, tmp_path):
+    other = tmp_path / "other" / "1.0.0"
+    original = input_pipeline.open_dataset("folder", data_dir).builder.data_path
+    tf.io.gfile.makedirs(other)
+    for name in tf.io.gfile.listdir(original):
+        tf.io.gfile.copy(original / name, other / name)
+    (other / "metadata.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="names no classes"):
+        input_pipeline.open_dataset("other", str(tmp_path))
+
+
+# --- Order -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 367])
+def test_an_epoch_shows_every_example_once(size):
+    for epoch in range(2):
+        n = tf.range(epoch * size, (epoch + 1) * size, dtype=tf.int64)
+        indices = [int(input_pipeline.shuffled_index(i, size, 3)) for i in n]
+        assert sorted(indices) == list(range(size))
+
+
+def test_epochs_and_seeds_differ_in_order():
+    def order(epoch, seed):
+        n = tf.range(epoch * 50, (epoch + 1) * 50, dtype=tf.int64)
+        return [int(input_pipeline.shuffled_index(i, 50, seed)) for i in n]
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(1, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != list(range(50))
+
+
+def test_stream_shows_every_example_once_per_epoch(prepared):
+    # The whole image fits and is not mirrored: its first block tells which it is.
+    _, label = as_arrays(
+        batches(prepared, crop_size=64, scale_range=(1.0, 1.0), flip=False)
+    )
+    shown = label[:, 0, 0].tolist()
+    assert sorted(shown[:5]) == sorted(shown[5:]) == [0, 1, 2, 3, 4]
+    assert shown[:5] != shown[5:]
+
+
+def test_resuming_gives_the_tail_of_the_stream(prepared):
+    whole = as_arrays(batches(prepared, num_examples=12))
+    # 7 lies inside the second epoch of 5.
+    tail = as_arrays(batches(prepared, first_example=7, num_examples=5))
+    np.testing.assert_array_equal(whole[0][7:], tail[0])
+    np.testing.assert_array_equal(whole[1][7:], tail[1])
+
+
+def test_batches_hold_consecutive_examples(prepared):
+    single = as_arrays(batches(prepared, num_examples=8))
+    paired = as_arrays(batches(prepared, num_examples=8, batch_size=4))
+    np.testing.assert_array_equal(single[0], paired[0])
+
+
+def test_threads_do_not_matter(prepared):
+    def stream(threads):
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = threads
+        return as_arrays(batches(prepared, num_examples=60).with_options(options))
+
+    one, many = stream(1), stream(16)
+    np.testing.assert_array_equal(one[0], many[0])
+    np.testing.assert_array_equal(one[1], many[1])
+
+
+def test_seeds_differ(prepared):
+    assert np.any(
+        as_arrays(batches(prepared))[0] != as_arrays(batches(prepared, seed=4))[0]
+    )
+
+
+def test_an_example_looks_different_in_every_epoch(prepared):
+    image, _ = as_arrays(batches(prepared, "one", num_examples=6))
+    assert len(np.unique(image.reshape(6, -1), axis=0)) == 6
+
+
+def test_stream_is_endless(prepared):
+    endless = batches(prepared, num_examples=None)
+    assert endless.cardinality() == tf.data.INFINITE_CARDINALITY
+    # Far out, where a 32-bit counter would have wrapped.
+    image, _ = as_arrays(batches(prepared, first_example=2**40, num_examples=2))
+    assert len(image) == 2
+
+
+# --- The batches -------------------------------------------------------------
+
+
+def test_shapes_are_static(prepared):
+    spec = batches(prepared, batch_size=2).element_spec
+    assert spec["image"] == tf.TensorSpec([2, 32, 32, 3], tf.float32)
+    assert spec["label"] == tf.TensorSpec([2, 32, 32], tf.int32)
+
+
+def test_a_batch_that_is_not_full_is_dropped(prepared):
+    assert len(list(batches(prepared, batch_size=4, num_examples=10))) == 2
+
+
+@pytest.mark.parametrize("scale_range", [(1.0, 1.0), (0.4, 0.6), (0.5, 2.0)])
+def test_image_and_label_move_together(prepared, scale_range):
+    image, label = as_arrays(
+        batches(prepared, num_examples=40, scale_range=scale_range)
+    )
+    # Resizing mixes colours along edges; every pure pixel must have its class.
+    pure = (image[..., None, :] == COLORS).all(-1)
+    outside = (image == PAD_COLOR).all(-1)
+    assert pure.any(-1).mean() > 0.3
+    marked = label == 255
+    compared = pure.any(-1) & ~marked
+    np.testing.assert_array_equal(pure.argmax(-1)[compared], label[compared])
+    # Void outside the image, and inside only around the one marked pixel.
+    assert marked[outside].all()
+    assert (marked & ~outside).sum(axis=(1, 2)).max() <= 4
+    assert set(np.unique(label)) <= {0, 1, 2, 3, 4, 255}
+
+
+def test_small_scales_are_padded_with_colour_and_void(prepared):
+    # At most 64 pixels times 0.5: every crop of 40 has at least 8 columns of padding.
+    image, label = as_arrays(
+        batches(prepared, num_examples=5, crop_size=40, scale_range=(0.5, 0.5))
+    )
+    np.testing.assert_array_equal(label[:, :, 32:], 255)
+    np.testing.assert_array_equal(image[:, :, 32:] - PAD_COLOR, 0)
+    np.testing.assert_array_equal(label[:, 28:], 255)
+    # Padding lies at the bottom and right: the corner belongs to the image.
+    assert (label[:, 0, 0] != 255).all()
+
+
+def test_flip_mirrors_about_half_and_can_be_off(prepared):
+    whole = dict(crop_size=64, scale_range=(1.0, 1.0), num_examples=40)
+    _, plain = as_arrays(batches(prepared, flip=False, **whole))
+    _, flipped = as_arrays(batches(prepared, flip=True, **whole))
+    mirrored = 0
+    for a, b in zip(plain, flipped, strict=True):
+        height, width = SIZES[a[0, 0]]
+        if np.array_equal(b[:height, :width], a[:height, :width][:, ::-1]):
+            mirrored += 1
+        else:
+            np.testing.assert_array_equal(a, b)
+    # Binomial(40, 1/2): outside 8..32 once in 10,000 seeds.
+    assert 8 <= mirrored <= 32
+
+
+def test_normalize_comes_last(prepared):
+    raw = as_arrays(batches(prepared))[0]
+    normalized = as_arrays(batches(prepared, normalize=lambda image: image - PAD_COLOR))
+    np.testing.assert_array_equal(normalized[0], raw - np.float32(PAD_COLOR))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seed_out_of_range(prepared, seed):
+    with pytest.raises(ValueError, match=f"seed={seed}"):
+        batches(prepared, seed=seed)
+
+
+@pytest.mark.parametrize("scale_range", [(0.0, 1.0), (2.0, 1.0)])
+def test_scale_range_out_of_order(prepared, scale_range):
+    with pytest.raises(ValueError, match="scale_range="):
+        batches(prepared, scale_range=scale_range)
+
+
+def test_unknown_ids_name_the_example(prepared):
+    fewer = dataclasses.replace(prepared, class_names=("a", "b", "c", "d"))
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        as_arrays(batches(fewer))
+    assert "label of train" in str(error.value)
+    assert "holds 4, which is neither in 0..3 nor 255" in str(error.value)
+
+
+def test_eval_examples_come_once_in_stored_order(prepared):
+    examples = list(input_pipeline.eval_examples(prepared, "train").as_numpy_iterator())
+    assert [e["name"] for e in examples] == [b"train%d" % i for i in range(5)]
+    for index, example in enumerate(examples):
+        label = draw_label(index, SIZES[index])
+        assert example["image"].dtype == np.uint8
+        assert example["label"].dtype == np.int32
+        np.testing.assert_array_equal(example["image"], COLORS[label])
+        label[-1, -1] = 255
+        np.testing.assert_array_equal(example["label"], label)
+
+
+@pytest.mark.parametrize("limit, count", [(2, 2), (5, 5), (99, 5), (None, 5)])
+def test_eval_limit(prepared, limit, count):
+    assert len(input_pipeline.eval_examples(prepared, "train", limit=limit)) == count
+
+
+# --- The steps ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix, tolerance", [("png", 0), ("jpeg", 2)])
+def test_decode_makes_grey_rgb(suffix, tolerance):
+    grey = np.full((4, 6, 1), 77, np.uint8)
+    encode = {"png": tf.io.encode_png, "jpeg": tf.io.encode_jpeg}[suffix]
+    label = tf.io.encode_png(np.arange(24, dtype=np.uint8).reshape(4, 6, 1))
+    image, label, name = input_pipeline.decode(encode(grey), label, tf.constant("x"))
+    assert image.shape == (4, 6, 3) and image.dtype == tf.uint8 and name == b"x"
+    np.testing.assert_allclose(image, 77, atol=tolerance)
+    np.testing.assert_array_equal(label, np.arange(24).reshape(4, 6))
+
+
+@both_ways
+def test_check_lets_known_values_through(run):
+    image, label = np.zeros((1, 3, 3), np.uint8), np.uint8([[0, 1, 255]])
+    out = run(
+        lambda i, x: input_pipeline.check(i, x, tf.constant("x"), 2, 255), image, label
+    )
+    np.testing.assert_array_equal(out[1], label)
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "size, value, message",
+    [
+        ((2, 3), 2, "label of aachen/x holds 2, which is neither in 0..1 nor 255"),
+        ((2, 3), 254, "label of aachen/x holds 254"),
+        ((3, 2), 0, "aachen/x: image is .2 3. but label is .3 2."),
+    ],
+)
+def test_check_names_example_value_and_rule(run, size, value, message):
+    image, label = np.zeros((2, 3, 3), np.uint8), np.full(size, value, np.uint8)
+    name = tf.constant("aachen/x")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        run(lambda i, x: input_pipeline.check(i, x, name, 2, 255), image, label)
+
+
+def test_window_is_crop_over_factor():
+    # 32 pixels at factors from 0.5 to 2 are 64 to 16 source pixels.
+    sides = [
+        int(input_pipeline.draw_window(32, (0.5, 2.0), tf.constant([9, i])))
+        for i in range(200)
+    ]
+    assert 16 <= min(sides) < 18 and 55 < max(sides) <= 64
+    # Uniform in the factor: half of them lie below 1.25, that is above 25.6 pixels.
+    assert 70 <= sum(side > 25 for side in sides) <= 130
+    assert int(input_pipeline.draw_window(32, (1.0, 1.0), tf.constant([9, 9]))) == 32
+
+
+@both_ways
+def test_crop_cuts_one_window_out_of_both(run):
+    label = np.arange(42, dtype=np.uint8).reshape(6, 7)
+    image = np.stack([label, label + 100, label + 200], -1)
+    corners = set()
+    for i in range(100):
+        cut = run(lambda a, b, i=i: input_pipeline.crop(a, b, 4, [5, i]), image, label)
+        top, left = divmod(int(cut[1][0, 0]), 7)
+        corners.add((top, left))
+        np.testing.assert_array_equal(cut[1], label[top : top + 4, left : left + 4])
+        np.testing.assert_array_equal(cut[0], image[top : top + 4, left : left + 4])
+        if run is inside_tf_data and i == 4:
+            return
+    # 6 - 4 + 1 = 3 rows times 7 - 4 + 1 = 4 columns, the last ones included.
+    assert corners == {(top, left) for top in range(3) for left in range(4)}
+
+
+@both_ways
+def test_crop_keeps_what_is_smaller(run):
+    label = np.arange(18, dtype=np.uint8).reshape(2, 9)
+    image = np.stack([label] * 3, -1)
+    cut = run(lambda a, b: input_pipeline.crop(a, b, 4, SEED), image, label)
+    assert cut[0].shape == (2, 4, 3) and cut[1].shape == (2, 4)
+
+
+@both_ways
+def test_scale_by_hand(run):
+    label = np.uint8([[0, 1], [2, 3]])
+    image = np.float32([[[0] * 3, [8] * 3], [[0] * 3, [8] * 3]])
+    large = run(lambda a, b: input_pipeline.scale(a, b, 2.0), image, label)
+    # New centres 0.25, 0.75, 1.25, 1.75 in old pixels: nearest gives each id twice;
+    # linear between the old centres 0.5 and 1.5: 0, 0.25, 0.75, 1 times 8.
+    np.testing.assert_array_equal(
+        large[1], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    )
+    np.testing.assert_allclose(large[0][0, :, 0], [0, 2, 6, 8])
+
+
+@both_ways
+@pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.3, 2.0])
+def test_scale_is_tensorflows_resize(run, factor):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (31, 45, 3)).astype(np.uint8)
+    label = rng.integers(0, 256, (31, 45)).astype(np.uint8)
+    size = [round(31 * factor), round(45 * factor)]
+    out = run(lambda a, b: input_pipeline.scale(a, b, factor), image, label)
+    expected = tf.image.resize(label[..., None], size, method="nearest")[..., 0]
+    np.testing.assert_array_equal(out[1], expected)
+    np.testing.assert_allclose(out[0], tf.image.resize(image, size), atol=1e-3)
+
+
+def test_scale_leaves_at_least_one_pixel():
+    image, label = tf.zeros([3, 1, 3]), tf.zeros([3, 1], tf.uint8)
+    image, label = input_pipeline.scale(image, label, 0.1)
+    assert image.shape == (1, 1, 3) and label.shape == (1, 1)
+
+
+@both_ways
+def test_pad_by_hand(run):
+    image, label = np.uint8([[[1, 2, 3]], [[4, 5, 6]]]), np.uint8([[0], [1]])
+    out = run(
+        lambda a, b: input_pipeline.pad(a, b, 3, (10.5, 20.0, 30.0), 255), image, label
+    )
+    c = [10.5, 20, 30]
+    np.testing.assert_array_equal(
+        out[0], [[[1, 2, 3], c, c], [[4, 5, 6], c, c], [c, c, c]]
+    )
+    np.testing.assert_array_equal(
+        out[1], [[0, 255, 255], [1, 255, 255], [255, 255, 255]]
+    )
+
+
+@both_ways
+def test_flip_mirrors_left_to_right(run):
+    label = np.uint8([[0, 1, 2], [3, 4, 5]])
+    image = np.stack([label] * 3, -1)
+    seen = set()
+    for i in range(12):
+        out = run(
+            lambda a, b, i=i: input_pipeline.random_flip(a, b, [5, i]), image, label
+        )
+        np.testing.assert_array_equal(out[0][..., 0], out[1])
+        seen.add(tuple(out[1].ravel()))
+    assert seen == {(0, 1, 2, 3, 4, 5), (2, 1, 0, 5, 4, 3)}
