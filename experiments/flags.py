@@ -1,0 +1,63 @@
+"""One absl flag per field of `Config`, made from the dataclass.
+
+A flag that is not given keeps the preset's value, and the preset keeps the field's
+default; so explicit flags win over the preset.
+"""
+
+import dataclasses
+import inspect
+import re
+
+from absl import flags
+
+from ss_gan_tf.config import CHOICES, PRESETS, Config
+
+FLAGS = flags.FLAGS
+
+
+def define_config_flags():
+    """Defines --preset and a flag for every field of Config."""
+    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Where the defaults come from.")
+    comments = _field_comments()
+    for field in dataclasses.fields(Config):
+        text = f"{comments.get(field.name, '')} (default {field.default!r})"
+        if field.name in CHOICES:
+            flags.DEFINE_enum(field.name, None, CHOICES[field.name], text)
+        elif field.type is bool:
+            flags.DEFINE_bool(field.name, None, text)
+        elif field.type is int:
+            flags.DEFINE_integer(field.name, None, text)
+        elif field.type is float:
+            flags.DEFINE_float(field.name, None, text)
+        elif field.type is str:
+            flags.DEFINE_string(field.name, None, text)
+        else:  # aspp_rates
+            flags.DEFINE_list(field.name, None, text)
+
+
+def config_from_flags() -> Config:
+    """The preset with every explicitly given flag over it.
+
+    Raises:
+        ValueError: a value is out of range or contradicts another.
+    """
+    values = dict(PRESETS[FLAGS.preset])
+    for field in dataclasses.fields(Config):
+        if FLAGS[field.name].present:
+            values[field.name] = FLAGS[field.name].value
+    if "aspp_rates" in values:
+        values["aspp_rates"] = _integers("aspp_rates", values["aspp_rates"])
+    return Config(**values)
+
+
+def _integers(name, values):
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError as error:
+        raise ValueError(f"{name}={','.join(values)}: must be integers") from error
+
+
+def _field_comments() -> dict[str, str]:
+    """Field -> the comment behind it in config.py, its unit and source."""
+    pattern = r"^    (\w+): [^#\n]+# (.+)$"
+    return dict(re.findall(pattern, inspect.getsource(Config), re.MULTILINE))

@@ -1,0 +1,228 @@
+"""A run's folder: what it was told, what it learned, how to open it again.
+
+RUN/run.json              config, classes, versions, weights file, parameters
+RUN/checkpoints/          the newest full states, to resume from
+RUN/best/PHASE/           G at its best validation mIoU of each phase
+RUN/export/  RUN/eval/    written by export.py and the evaluation
+"""
+
+import dataclasses
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+from ss_gan_tf.backbones import load_imagenet
+from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.generator import build_generator
+
+PHASES = ("phase1", "phase2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a finished or running training says of itself."""
+
+    workdir: str
+    config: Config
+    data_dir: str
+    class_names: tuple[str, ...]
+    class_colors: tuple[tuple[int, int, int], ...]  # RGB
+    ignore_label: int
+    provenance: dict  # versions, weights file, parameter counts
+
+
+def write_run(run: Run):
+    """Writes RUN/run.json, atomically."""
+    fields = dataclasses.asdict(run)
+    fields.pop("workdir")
+    path = os.path.join(run.workdir, "run.json")
+    with open(path + ".tmp", "w") as file:
+        json.dump(fields, file, indent=2)
+    os.replace(path + ".tmp", path)
+
+
+def read_run(workdir: str) -> Run:
+    """Opens a run's folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its run.json is damaged.
+    """
+    path = os.path.join(workdir, "run.json")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{workdir}: no run here (run.json is missing)")
+    try:
+        with open(path) as file:
+            fields = json.load(file)
+        return Run(
+            workdir=workdir,
+            config=Config.from_json(json.dumps(fields["config"])),
+            data_dir=fields["data_dir"],
+            class_names=tuple(fields["class_names"]),
+            class_colors=tuple(tuple(color) for color in fields["class_colors"]),
+            ignore_label=fields["ignore_label"],
+            provenance=fields["provenance"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a run's description ({error})") from error
+
+
+def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
+    """Refuses to continue another run in its folder.
+
+    Raises:
+        ValueError: the folder holds a run of other classes or other settings than
+            bookkeeping ones; the message names each with both values.
+    """
+    old = read_run(workdir)
+    if old.class_names != tuple(class_names):
+        raise ValueError(
+            f"{workdir}: holds a run with {len(old.class_names)} classes "
+            f"{list(old.class_names)}, the data set has {len(class_names)} "
+            f"{list(class_names)}; choose another --workdir"
+        )
+    differences = [
+        f"{field.name}={getattr(old.config, field.name)!r} there, "
+        f"{getattr(config, field.name)!r} now"
+        for field in dataclasses.fields(Config)
+        if field.name not in BOOKKEEPING
+        and getattr(old.config, field.name) != getattr(config, field.name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{workdir}: holds a run with other settings ({'; '.join(differences)}); "
+            "choose another --workdir"
+        )
+
+
+def build_run_generator(config: Config, num_classes: int) -> keras.Model:
+    """G of a run, with random weights."""
+    return build_generator(
+        config.backbone,
+        num_classes,
+        width=config.width,
+        dropout=config.dropout,
+        aspp_rates=config.aspp_rates,
+        head_norm=config.head_norm,
+        freeze_backbone_norm=config.backbone_weights != "none",
+    )
+
+
+def load_generator(run: Run, checkpoint: str = "last") -> tuple[keras.Model, dict]:
+    """G of a run with its trained weights, in float32.
+
+    Args:
+        run: from `read_run`.
+        checkpoint: `last`, or `best` by validation mIoU in the run's last phase
+            that has one.
+
+    Returns:
+        The model, and {"checkpoint": path prefix, "phase": name, "step": steps
+        within that phase}.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint does not fit the network.
+    """
+    path = find_checkpoint(run.workdir, checkpoint)
+    generator = build_run_generator(run.config, len(run.class_names))
+    return generator, restore_generator(generator, path)
+
+
+def find_checkpoint(workdir: str, which: str) -> str:
+    """Path prefix of a run's `last` or `best` checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none yet.
+    """
+    folders = {
+        "last": [os.path.join(workdir, "checkpoints")],
+        "best": [os.path.join(workdir, "best", phase) for phase in PHASES[::-1]],
+    }[which]
+    for folder in folders:
+        path = tf.train.latest_checkpoint(folder)
+        if path:
+            return path
+    raise FileNotFoundError(f"{workdir}: no {which} checkpoint yet in {folders[0]}")
+
+
+def restore_generator(generator: keras.Model, path: str) -> dict:
+    """Loads G's weights from one checkpoint, whatever else it holds.
+
+    Args:
+        generator: of the same architecture and class count.
+        path: checkpoint prefix.
+
+    Returns:
+        {"checkpoint", "phase", "step"}.
+
+    Raises:
+        ValueError: the checkpoint does not fit the network, or cannot be read.
+    """
+    position = Position()
+    try:
+        status = tf.train.Checkpoint(generator=generator, position=position)
+        status = status.restore(path)
+        status.assert_existing_objects_matched().expect_partial()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ValueError(
+            f"{path}: not a checkpoint of this generator "
+            f"({generator.output_shape[-1]} classes): {reason}"
+        ) from error
+    return {"checkpoint": path, **position.describe()}
+
+
+class Position(tf.Module):
+    """Where a run stands, as variables that a checkpoint saves."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = tf.Variable("", trainable=False, name="stage")
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+
+    def describe(self) -> dict:
+        """{"phase", "step"}: the stage, and the steps done within it."""
+        return {
+            "phase": self.stage.numpy().decode(),
+            "step": int(self.step.numpy()),
+        }
+
+
+def initial_generator(
+    config: Config, class_names: tuple[str, ...]
+) -> tuple[keras.Model, dict]:
+    """G as a run starts: ImageNet weights, or another run's G.
+
+    Args:
+        config: the run's.
+        class_names: of the data set.
+
+    Returns:
+        The model and its provenance.
+
+    Raises:
+        FileNotFoundError: no weights file, or no run or checkpoint to start from.
+        ValueError: they do not fit.
+    """
+    generator = build_run_generator(config, len(class_names))
+    if not config.init_generator:
+        return generator, load_imagenet(
+            generator, config.backbone, config.backbone_weights
+        )
+    path = config.init_generator
+    if os.path.isdir(path):
+        other = read_run(path)
+        if other.class_names != tuple(class_names):
+            raise ValueError(
+                f"init_generator={path}: its classes {list(other.class_names)} are "
+                f"not the data set's {list(class_names)}"
+            )
+        path = find_checkpoint(path, "last")
+    elif not os.path.isfile(path + ".index"):
+        raise FileNotFoundError(
+            f"init_generator={path}: neither a run's folder nor a checkpoint"
+        )
+    return generator, {"init_generator": restore_generator(generator, path)}

@@ -1,0 +1,290 @@
+"""Every hyperparameter of the reproduction, in one place.
+
+`Config` holds one run; the comment behind a field gives its unit and its source
+("Sec." and "Table" are the paper's, "silent" means that the paper does not say).
+`ARMS` are the paper's four experiments, `PRESETS` the three ready-made settings.
+Only `train.py`, `checkpoints.py` and the binaries read a `Config`.
+"""
+
+import dataclasses
+import json
+
+# arm -> (backbone, trained with the adversary): the columns of Tables 3 and 4.
+ARMS = {
+    "vgg16": ("vgg16", False),
+    "resnet50": ("resnet50", False),
+    "vgg16_g": ("vgg16", True),
+    "resnet50_g": ("resnet50", True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Raises:
+        ValueError: a value is outside its range or contradicts another; the message
+            names the field, the value and the rule.
+    """
+
+    # --- What ----------------------------------------------------------------
+    arm: str = "vgg16_g"  # key of ARMS; Sec. 2.3
+    dataset: str = "synthetic"  # name of a prepared data set; Sec. 2.1
+    train_split: str = "train"  # split that is trained on
+    val_split: str = "val"  # split that `best` is chosen on
+    seed: int = 0  # initial weights, data order, augmentation, dropout
+
+    # --- Data (Sec. 2.3) -----------------------------------------------------
+    crop_size: int = 500  # px, square training crop; Sec. 2.3
+    batch_size: int = 2  # images per step; Sec. 2.3
+    flip: bool = True  # horizontal flip of half the examples; silent
+    scale_min: float = 1.0  # smallest random enlargement; silent
+    scale_max: float = 1.0  # largest random enlargement; silent
+
+    # --- Generator (Table 1) -------------------------------------------------
+    backbone_weights: str = "imagenet"  # imagenet (downloads), a file, or none
+    width: float = 1.0  # factor on every filter count; not the paper's below 1
+    dropout: float = 0.5  # after fc6 and fc7 of the VGG16 arm; silent
+    aspp_rates: tuple[int, ...] = (12, 24, 36)  # feature cells; silent
+    head_norm: str = "group"  # group | batch | none: ResNet arm's head; silent
+    init_generator: str = ""  # run or checkpoint whose G starts phase 2 directly
+
+    # --- Adversary (Table 2, Fig. 4, eq. 1-2) --------------------------------
+    grid_size: int = 4  # cells a side; 1 one verdict, 0 dense; Sec. 1.1
+    epsilon: float = 0.9  # eq. 1, least truth probability; silent (Luc et al.)
+    extractor: str = "frozen"  # frozen | trainable | none; silent
+    normalize_features: bool = True  # unit RMS over channels; silent
+
+    # --- Losses (eq. 3-7) ----------------------------------------------------
+    lambda_adv: float = 1e-2  # weight of the adversarial term; 0 is the control
+    lambda_on: str = "generator"  # generator | adversary | both; reading of eq. 7
+    lambda_ramp_steps: int = 0  # phase-2 steps over which the weight grows to full
+    adversarial_form: str = "saturating"  # saturating (eq. 3) | nonsaturating
+    adversarial_weighting: str = "fixed"  # fixed (lambda_adv) | gradient_ratio
+    gradient_ratio: float = 0.5  # adversarial/segmentation gradient norm at logits
+    lambda_max: float = 100.0  # bound of lambda under gradient_ratio
+
+    # --- Optimization (Sec. 2.3) ---------------------------------------------
+    phase1_steps: int = 100_000  # G alone
+    phase1_lr: float = 1e-4  # Adam, linear to phase1_lr_end
+    phase1_lr_end: float = 1e-5
+    phase2_steps: int = 100_000  # G and A alternate; length silent
+    generator_lr: float = 3e-5  # Adam, phase 2, linear to a tenth (decay silent)
+    adversary_lr: float = 3e-4  # phase 2, linear to a tenth (decay silent)
+    phase2_lr_decay: float = 0.1  # factor reached at the end of phase 2; silent
+    adversary_optimizer: str = "momentum"  # momentum (0.9) | adam
+    adversary_warmup_steps: int = 0  # A alone, before phase 2
+    weight_decay: float = 0.0  # decoupled, on G; none stated
+    gradient_clip_norm: float = 0.0  # global norm on G, 0 is off; none stated
+    precision: str = "float32"  # float32 | mixed_bfloat16; losses stay in float32
+    jit_compile: bool = False  # compile the steps with XLA
+
+    # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
+    eval_mode: str = "whole"  # whole | sliding; silent
+    eval_window: int = 500  # px, side of a sliding window; Sec. 2.3
+    eval_overlap: float = 1 / 3  # share of a window that its neighbour repeats; silent
+    eval_limit: int = 0  # validation images during training, 0 is all
+
+    # --- Bookkeeping ---------------------------------------------------------
+    log_every: int = 50  # steps between scalars
+    eval_every: int = 5_000  # steps between validations
+    save_every: int = 2_500  # steps between checkpoints
+    keep_checkpoints: int = 2  # newest full checkpoints that stay on disk
+    panels: int = 4  # validation images shown in TensorBoard
+
+    def __post_init__(self):
+        object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            _require(value in allowed, name, value, f"must be one of {allowed}")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            _require(low <= value <= high, name, value, f"must be in [{low}, {high}]")
+        _require(
+            self.scale_min <= self.scale_max,
+            "scale_min",
+            self.scale_min,
+            f"must not exceed scale_max={self.scale_max}",
+        )
+        _require(
+            len(self.aspp_rates) > 0 and all(r >= 1 for r in self.aspp_rates),
+            "aspp_rates",
+            self.aspp_rates,
+            "must be positive integers",
+        )
+        _require(
+            self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
+        )
+        if self.lambda_adv == 0:
+            _require(
+                self.lambda_on != "adversary",
+                "lambda_adv",
+                self.lambda_adv,
+                "with lambda_on=adversary would leave A untrained at full weight; "
+                "the control is lambda_adv=0 with lambda_on=generator",
+            )
+        if self.adversarial_weighting == "gradient_ratio":
+            _require(
+                self.lambda_on == "generator",
+                "lambda_on",
+                self.lambda_on,
+                "must be generator under adversarial_weighting=gradient_ratio",
+            )
+        if self.grid_size:
+            # A's last feature map has a sixteenth of the crop's side.
+            _require(
+                self.crop_size // 16 >= self.grid_size,
+                "grid_size",
+                self.grid_size,
+                f"exceeds A's last feature map at crop_size={self.crop_size} "
+                f"({self.crop_size // 16} cells a side)",
+            )
+        if self.init_generator:
+            _require(
+                self.uses_phase2,
+                "init_generator",
+                self.init_generator,
+                f"starts phase 2, which arm={self.arm} does not have",
+            )
+
+    @property
+    def backbone(self) -> str:
+        """`vgg16` or `resnet50`."""
+        return ARMS[self.arm][0]
+
+    @property
+    def uses_phase2(self) -> bool:
+        """True for the arms whose name ends in `_g`."""
+        return ARMS[self.arm][1]
+
+    @property
+    def is_control(self) -> bool:
+        """True when phase 2 runs without an adversary (lambda = 0)."""
+        return self.uses_phase2 and self.lambda_adv == 0
+
+    @property
+    def uses_adversary(self) -> bool:
+        """True when A is built and trained."""
+        return self.uses_phase2 and not self.is_control
+
+    def to_json(self) -> str:
+        """The fields as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: the text is not a JSON object, or has unknown fields.
+        """
+        values = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise ValueError(f"config: unknown fields {sorted(set(values) - known)}")
+        return cls(**values)
+
+
+def _require(condition: bool, name: str, value, rule: str):
+    if not condition:
+        raise ValueError(f"{name}={value!r}: {rule}")
+
+
+CHOICES = {
+    "arm": tuple(ARMS),
+    "head_norm": ("group", "batch", "none"),
+    "extractor": ("frozen", "trainable", "none"),
+    "lambda_on": ("generator", "adversary", "both"),
+    "adversarial_form": ("saturating", "nonsaturating"),
+    "adversarial_weighting": ("fixed", "gradient_ratio"),
+    "adversary_optimizer": ("momentum", "adam"),
+    "precision": ("float32", "mixed_bfloat16"),
+    "eval_mode": ("whole", "sliding"),
+}
+
+RANGES = {
+    "seed": (0, 2**31 - 1),
+    "crop_size": (32, 4096),
+    "batch_size": (1, 4096),
+    "scale_min": (0.1, 10.0),
+    "scale_max": (0.1, 10.0),
+    "width": (0.03125, 1.0),
+    "dropout": (0.0, 0.95),
+    "grid_size": (0, 256),
+    "epsilon": (0.5, 1.0),
+    "lambda_adv": (0.0, 100.0),
+    "lambda_ramp_steps": (0, 10**9),
+    "gradient_ratio": (1e-6, 100.0),
+    "lambda_max": (1e-6, 1e6),
+    "phase1_steps": (0, 10**9),
+    "phase1_lr": (0.0, 1.0),
+    "phase1_lr_end": (0.0, 1.0),
+    "phase2_steps": (0, 10**9),
+    "generator_lr": (0.0, 1.0),
+    "adversary_lr": (0.0, 1.0),
+    "phase2_lr_decay": (0.0, 1.0),
+    "adversary_warmup_steps": (0, 10**9),
+    "weight_decay": (0.0, 1.0),
+    "gradient_clip_norm": (0.0, 1e6),
+    "eval_window": (32, 8192),
+    "eval_overlap": (0.0, 0.95),
+    "eval_limit": (0, 10**9),
+    "log_every": (1, 10**9),
+    "eval_every": (1, 10**9),
+    "save_every": (1, 10**9),
+    "keep_checkpoints": (1, 1000),
+    "panels": (0, 64),
+}
+
+# Fields that change what is written and when, but no weight.
+BOOKKEEPING = (
+    "val_split",
+    "eval_mode",
+    "eval_window",
+    "eval_overlap",
+    "eval_limit",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "panels",
+)
+
+PRESETS = {
+    # The paper as read: the dataclass defaults.
+    "paper": {},
+    # What measurements on real images support: a held gradient ratio, an adversary
+    # that is warmed up and trained with Adam, the non-saturating form, scale jitter.
+    "recommended": {
+        "scale_min": 0.5,
+        "scale_max": 2.0,
+        "adversarial_form": "nonsaturating",
+        "adversarial_weighting": "gradient_ratio",
+        "gradient_ratio": 0.5,
+        "adversary_optimizer": "adam",
+        "adversary_lr": 5e-4,
+        "adversary_warmup_steps": 500,
+    },
+    # Minutes on two cores, from random weights; not the paper's network.
+    "smoke": {
+        "backbone_weights": "none",
+        "width": 0.125,
+        "crop_size": 128,
+        "batch_size": 4,
+        "dropout": 0.1,
+        "phase1_steps": 600,
+        "phase1_lr": 2e-3,
+        "phase1_lr_end": 2e-4,
+        "phase2_steps": 100,
+        "generator_lr": 3e-4,
+        "adversarial_form": "nonsaturating",
+        "adversarial_weighting": "gradient_ratio",
+        "gradient_ratio": 0.3,
+        "adversary_optimizer": "adam",
+        "adversary_lr": 5e-4,
+        "adversary_warmup_steps": 50,
+        "log_every": 20,
+        "eval_every": 200,
+        "save_every": 200,
+    },
+}

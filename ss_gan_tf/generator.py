@@ -1,0 +1,152 @@
+"""The generators of Table 1: image -> class logits at the image's size.
+
+    image [B,H,W,3] - pad - backbone - head - [B,h,w,C] - 8x bilinear - crop - logits
+
+Inside a builder only `keras.layers`, `keras.ops` and this package's layers touch
+symbolic tensors. Everything behind the last convolution is float32.
+"""
+
+import math
+
+import keras
+from keras import layers
+
+from ss_gan_tf import backbones
+from ss_gan_tf.backbones import scaled
+from ss_gan_tf.resampling import BilinearUpsampling, BroadcastLike, PadToMultiple
+
+
+def build_generator(
+    backbone: str,
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    aspp_rates: tuple[int, ...] = (12, 24, 36),
+    head_norm: str = "group",
+    freeze_backbone_norm: bool = True,
+) -> keras.Model:
+    """The segmentation network G of an arm.
+
+    Args:
+        backbone: `vgg16` (FCN-8s) or `resnet50` (dilated, ASPP).
+        num_classes: C.
+        width: factor on every filter count.
+        dropout: rate behind fc6 and fc7 (vgg16).
+        aspp_rates: dilation of the 3x3 ASPP branches, in feature cells (resnet50).
+        head_norm: `group`, `batch` or `none` (resnet50).
+        freeze_backbone_norm: fix the backbone's batch normalisation (resnet50).
+
+    Returns:
+        Model: normalised image [B, H, W, 3], H and W at least 32 -> float32 logits
+        [B, H, W, C].
+    """
+    image = keras.Input((None, None, 3), name="image")
+    if backbone == "vgg16":
+        x = PadToMultiple(32, name="pad", dtype="float32")(image)
+        scores = fcn8s(x, num_classes, width=width, dropout=dropout)
+    else:
+        x = PadToMultiple(8, name="pad", dtype="float32")(image)
+        x = backbones.resnet50_trunk(x, width)
+        scores = aspp_head(x, num_classes, width, aspp_rates, head_norm)
+    logits = BilinearUpsampling(8, name="logits")(scores, reference=image)
+    model = keras.Model(image, logits, name="generator")
+    if backbone == "resnet50" and freeze_backbone_norm:
+        backbones.freeze_batch_norm(model)
+    return model
+
+
+def fcn8s(x, num_classes: int, *, width: float, dropout: float):
+    """Table 1, `vgg16`: rows 0-7 and the fusion with pool4 and pool3.
+
+    Args:
+        x: [B, H, W, 3], H and W multiples of 32.
+        num_classes: C.
+        width: factor on filter counts.
+        dropout: rate.
+
+    Returns:
+        Scores [B, H/8, W/8, C].
+    """
+    features = backbones.vgg16_trunk(x, width)
+    x = _fc(features["block5_pool"], scaled(4096, width), 7, "fc6")  # row 5
+    x = layers.Dropout(dropout, name="fc6_dropout")(x)
+    x = _fc(x, scaled(4096, width), 1, "fc7")  # row 6
+    x = layers.Dropout(dropout, name="fc7_dropout")(x)
+    x = layers.Conv2D(num_classes, 1, name="fc7_score")(x)  # row 7 [B,H/32,W/32,C]
+    for name in ("block4_pool", "block3_pool"):  # -> 1/16 -> 1/8
+        x = layers.Conv2DTranspose(
+            num_classes,
+            4,
+            strides=2,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=backbones.bilinear_kernel,
+            name=f"{name}_upsample",
+        )(x)
+        # Pooled VGG features reach the hundreds: zero is FCN's start for a skip.
+        skip = layers.Conv2D(
+            num_classes, 1, kernel_initializer="zeros", name=f"{name}_score"
+        )(features[name])
+        x = layers.Add(name=f"{name}_fuse")([x, skip])
+    return x
+
+
+def _fc(x, filters, size, name):
+    """A fully connected layer of VGG16 as a convolution."""
+    return layers.Conv2D(
+        filters,
+        size,
+        padding="same",
+        activation="relu",
+        kernel_initializer="he_normal",
+        name=name,
+    )(x)
+
+
+def aspp_head(x, num_classes: int, width: float, rates: tuple[int, ...], norm: str):
+    """Table 1, `resnet50` rows 5-7: ASPP with an image-level branch, classifier.
+
+    Args:
+        x: [B, h, w, F].
+        num_classes: C.
+        width: factor on filter counts.
+        rates: dilation of the 3x3 branches, in cells.
+        norm: `group`, `batch` or `none`.
+
+    Returns:
+        Scores [B, h, w, C].
+    """
+    filters = scaled(256, width)
+    branches = [conv_norm_relu(x, filters, 1, norm=norm, name="aspp_1x1")]
+    for rate in rates:
+        branches.append(
+            conv_norm_relu(
+                x, filters, 3, norm=norm, dilation_rate=rate, name=f"aspp_rate{rate}"
+            )
+        )
+    pooled = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_image_pool")(x)
+    pooled = conv_norm_relu(pooled, filters, 1, norm=norm, name="aspp_image")
+    branches.append(BroadcastLike(name="aspp_image_enlarge")(pooled, reference=x))
+    x = layers.Concatenate(name="aspp_concat")(branches)
+    x = conv_norm_relu(x, filters, 1, norm=norm, name="aspp_project")  # row 6
+    return layers.Conv2D(num_classes, 1, name="score")(x)  # row 7
+
+
+def conv_norm_relu(x, filters, size, *, norm, dilation_rate=1, name):
+    """Convolution, normalisation, ReLU; a bias where there is no normalisation."""
+    x = layers.Conv2D(
+        filters,
+        size,
+        padding="same",
+        dilation_rate=dilation_rate,
+        use_bias=norm == "none",
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+    if norm == "group":
+        groups = math.gcd(32, filters)
+        x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
+    elif norm == "batch":
+        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)

@@ -1,0 +1,105 @@
+"""What TensorBoard shows of a run.
+
+    loss/mce, loss/adversarial, loss/loss_g, loss/loss_d      eq. 4, 3, 3, 6
+    adversary/accuracy_{real,fake,paired}                     shares of cells
+    gradient/{segmentation,adversarial,lambda,ratio}          norms at G's logits
+    learning_rate/{generator,adversary}   steps_per_second
+    val/miou  val/pixel_accuracy  val_iou/CLASS
+    panel/N   verdicts/N                                      pictures, text: config
+
+loss_d = 2 ln 2 = 1.386 belongs to an adversary that cannot tell; see README.
+Scalars of A's warm-up carry the prefix `warmup/`: G's step stands still meanwhile.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from ss_gan_tf import visualize
+
+
+class Summaries:
+    """Writes one run's event file.
+
+    Args:
+        logdir: folder of the event file.
+    """
+
+    def __init__(self, logdir: str):
+        self._writer = tf.summary.create_file_writer(logdir)
+
+    def scalars(self, step: int, values: dict[str, float], prefix: str = ""):
+        """One point of each curve."""
+        with self._writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(prefix + name, value)
+        self._writer.flush()
+
+    def text(self, name: str, body: str):
+        """A text as a fixed-width block, at step 0."""
+        block = "\n".join("    " + line for line in body.splitlines())
+        with self._writer.as_default(0):
+            tf.summary.text(name, block)
+        self._writer.flush()
+
+    def validation(self, step: int, metrics: dict):
+        """mIoU, pixel accuracy and the IoU of each class that occurs."""
+        values = {
+            "val/miou": metrics["miou"],
+            "val/pixel_accuracy": metrics["pixel_accuracy"],
+        }
+        for name, iou in metrics["iou"].items():
+            if iou is not None:
+                values[f"val_iou/{name}"] = iou
+        self.scalars(step, {k: v for k, v in values.items() if v is not None})
+
+    def pictures(self, step: int, pictures: dict[str, np.ndarray]):
+        """Pictures, name -> [H, W, 3] uint8 RGB."""
+        with self._writer.as_default(step):
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[np.newaxis])
+        self._writer.flush()
+
+    def close(self):
+        """Ends the event file."""
+        self._writer.close()
+
+
+def validation_panel(
+    example: dict[str, np.ndarray],
+    pred: np.ndarray,
+    colors,
+    ignore_label: int,
+) -> np.ndarray:
+    """Image | truth | prediction | error.
+
+    Args:
+        example: `image` [H, W, 3] uint8 and `label` [H, W].
+        pred: [H, W] class ids.
+        colors: C RGB triples.
+        ignore_label: id of unlabelled pixels.
+
+    Returns:
+        [h, w, 3] uint8 RGB.
+    """
+    return visualize.panel(
+        example["image"], example["label"], pred, colors, ignore_label
+    )
+
+
+def verdict_panel(image: np.ndarray, real: np.ndarray, fake: np.ndarray) -> np.ndarray:
+    """A's verdicts on the truth and on the prediction, drawn over the image.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        real: [S, S] probabilities of "ground truth" for the real map.
+        fake: [S, S] the same for the generated map.
+
+    Returns:
+        [h, w, 3] uint8 RGB.
+    """
+    return visualize.side_by_side(
+        {
+            "d(truth), 1 is right": visualize.verdict_overlay(image, real),
+            "d(prediction), 0 is right": visualize.verdict_overlay(image, fake),
+        }
+    )
