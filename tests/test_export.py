@@ -98,6 +98,7 @@ def test_loads_with_tensorflow_alone(exported, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_dilated_network_keeps_its_parameter_count(tmp_path):
     generator = build_generator("resnet50", 3, width=0.05)
     export_to(tmp_path / "model", generator)

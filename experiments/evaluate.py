@@ -1,0 +1,122 @@
+r"""Evaluates a run's generator: eq. 8, a table of named classes and metrics.json.
+
+python -m experiments.evaluate --workdir=RUN --split=test
+
+The result goes to RUN/eval/SPLIT/metrics.json; of the best checkpoint to SPLIT-best, of
+the first N images to SPLIT-firstN, so that no result replaces one of another kind.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+from experiments.progress import Progress
+from ss_gan_tf import checkpoints, input_pipeline
+from ss_gan_tf.backbones import normalize
+from ss_gan_tf.evaluate import evaluate, write_metrics
+from ss_gan_tf.metrics import format_table
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    """Defines this command's flags; importing the module defines none."""
+    flags.DEFINE_string("workdir", None, "The run.", required=True)
+    flags.DEFINE_string("split", "val", "Split of the run's data set.")
+    flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which generator.")
+    flags.DEFINE_string("data_dir", None, "Prepared data; default: the run's own.")
+    flags.DEFINE_enum(
+        "eval_mode", None, ["whole", "sliding"], "Default: the run's own."
+    )
+    flags.DEFINE_float("eval_overlap", None, "Window overlap; default: the run's own.")
+    flags.DEFINE_integer("batch_size", 1, "Images of one size at once.", lower_bound=1)
+    flags.DEFINE_integer("limit", 0, "First images only; 0 is all.", lower_bound=0)
+
+
+def evaluate_run(
+    workdir: str,
+    *,
+    split: str = "val",
+    checkpoint: str = "last",
+    data_dir: str | None = None,
+    mode: str | None = None,
+    overlap: float | None = None,
+    batch_size: int = 1,
+    limit: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Evaluates and writes metrics.json.
+
+    Args:
+        workdir: the run.
+        split: a split of the run's data set.
+        checkpoint: "last" or "best".
+        data_dir: prepared data; None for the run's own.
+        mode: "whole" or "sliding"; None for the run's own.
+        overlap: of sliding windows, in [0, 1); None for the run's own.
+        batch_size: images of one size in one forward pass.
+        limit: first images only; 0 is all.
+        progress: called with the number of images done and of all images.
+
+    Returns:
+        The metrics and the path of the file.
+
+    Raises:
+        FileNotFoundError: no run, no checkpoint or no data there.
+        ValueError: no such split, or data of other classes than the run's.
+    """
+    run = checkpoints.read_run(workdir)
+    prepared = input_pipeline.open_dataset(run.config.dataset, data_dir or run.data_dir)
+    if tuple(prepared.class_names) != tuple(run.class_names):
+        raise ValueError(
+            f"the run has the classes {', '.join(run.class_names)}, but the data has "
+            f"{', '.join(prepared.class_names)}"
+        )
+    examples = input_pipeline.eval_examples(prepared, split, limit=limit or None)
+    generator, info = checkpoints.load_generator(run, checkpoint)
+    metrics = evaluate(
+        generator,
+        examples,
+        class_names=run.class_names,
+        ignore_label=prepared.ignore_label,
+        normalize=normalize,
+        mode=run.config.eval_mode if mode is None else mode,
+        window=run.config.eval_window,
+        overlap=run.config.eval_overlap if overlap is None else overlap,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
+    metrics |= {"dataset": run.config.dataset, "split": split, "limit": limit, **info}
+    kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
+    path = os.path.join(workdir, "eval", split + kind, "metrics.json")
+    write_metrics(metrics, path)
+    return metrics, path
+
+
+def main(_):
+    """Evaluates as the flags say; exits with 1 and one line when it cannot."""
+    try:
+        metrics, path = evaluate_run(
+            FLAGS.workdir,
+            split=FLAGS.split,
+            checkpoint=FLAGS.checkpoint,
+            data_dir=FLAGS.data_dir,
+            mode=FLAGS.eval_mode,
+            overlap=FLAGS.eval_overlap,
+            batch_size=FLAGS.batch_size,
+            limit=FLAGS.limit,
+            progress=Progress("images"),
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(format_table(metrics))
+    print(f"{metrics['num_images']} images, {metrics['mode']}: {path}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

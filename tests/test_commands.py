@@ -1,0 +1,177 @@
+"""evaluate, export and predict on a run's folder, as a user calls them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_prep.prepare import prepare
+from experiments.evaluate import evaluate_run
+from experiments.export import export_run
+from experiments.progress import Progress
+from ss_gan_tf import checkpoints
+from ss_gan_tf.config import Config
+from ss_gan_tf.input_pipeline import open_dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(module, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("data"))
+    prepare("synthetic", None, path, num_examples=20)
+    return path
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, data_dir):
+    """A run as training leaves it: last is step 20 of phase 2, best step 5."""
+    path = str(tmp_path_factory.mktemp("run"))
+    data = open_dataset("synthetic", data_dir)
+    run = checkpoints.Run(
+        workdir=path,
+        config=Config(arm="vgg16_g", width=0.05, backbone_weights="none"),
+        data_dir=data_dir,
+        class_names=data.class_names,
+        class_colors=data.class_colors,
+        ignore_label=data.ignore_label,
+        provenance={},
+    )
+    checkpoints.write_run(run)
+    for folder, step, favourite in (("checkpoints", 20, 0), ("best/phase2", 5, 3)):
+        generator = checkpoints.build_run_generator(run.config, data.num_classes)
+        # A bias that outweighs the rest: every pixel becomes the favourite class.
+        bias = 1e6 * np.eye(data.num_classes, dtype=np.float32)[favourite]
+        generator.get_layer("block3_pool_score").bias.assign(bias)
+        position = checkpoints.Position()
+        position.stage.assign("phase2")
+        position.step.assign(step)
+        checkpoint = tf.train.Checkpoint(generator=generator, position=position)
+        manager = tf.train.CheckpointManager(
+            checkpoint, os.path.join(path, folder), max_to_keep=1
+        )
+        manager.save()
+    return path
+
+
+def test_evaluate_prints_and_writes(workdir):
+    done = command("evaluate", f"--workdir={workdir}", "--split=test")
+    assert done.returncode == 0, done.stderr
+    path = os.path.join(workdir, "eval", "test", "metrics.json")
+    with open(path) as file:
+        metrics = json.load(file)
+    for name in ("traffic_light", "mIoU", "pixel accuracy", path):
+        assert name in done.stdout
+    assert "3 of 3 images" in done.stderr
+    assert metrics["num_images"] == 3 and metrics["mode"] == "whole"
+    assert (metrics["split"], metrics["phase"], metrics["step"]) == (
+        "test",
+        "phase2",
+        20,
+    )
+    # Only road is ever predicted: one column of the matrix holds all pixels, and
+    # road's IoU is its share, which is the pixel accuracy too.
+    matrix = np.array(metrics["confusion_matrix"])
+    assert matrix[:, 0].sum() == matrix.sum() == metrics["num_pixels"]
+    assert metrics["iou"]["road"] == metrics["pixel_accuracy"] > 0
+
+
+def test_best_and_parts_keep_their_own_files(workdir):
+    last, last_path = evaluate_run(workdir, split="val")
+    best, best_path = evaluate_run(workdir, split="val", checkpoint="best")
+    first, first_path = evaluate_run(workdir, split="val", limit=1)
+    assert [
+        os.path.relpath(p, workdir) for p in (last_path, best_path, first_path)
+    ] == [
+        "eval/val/metrics.json",
+        "eval/val-best/metrics.json",
+        "eval/val-first1/metrics.json",
+    ]
+    assert (last["step"], best["step"]) == (20, 5)
+    assert last["checkpoint"] == "checkpoints/ckpt-1"
+    assert best["checkpoint"] == "best/phase2/ckpt-1"
+    assert np.array(best["confusion_matrix"])[:, 3].sum() == best["num_pixels"]
+    assert (last["num_images"], first["num_images"]) == (3, 1)
+
+
+def test_settings_override_the_runs_own(workdir):
+    metrics, _ = evaluate_run(workdir, split="val", mode="sliding", overlap=0.5)
+    assert (metrics["mode"], metrics["window"], metrics["overlap"]) == (
+        "sliding",
+        500,
+        0.5,
+    )
+
+
+def test_what_does_not_fit_is_one_clear_error(workdir, data_dir, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no split 'nowhere'.*train, val, test"):
+        evaluate_run(workdir, split="nowhere")
+    with pytest.raises(FileNotFoundError, match="is not prepared in"):
+        evaluate_run(workdir, data_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no run here"):
+        evaluate_run(str(tmp_path))
+    run = checkpoints.read_run(workdir)
+    other = dataclasses.replace(run, class_names=run.class_names[::-1])
+    monkeypatch.setattr(checkpoints, "read_run", lambda _: other)
+    with pytest.raises(ValueError, match="the run has the classes traffic_light, "):
+        evaluate_run(workdir)
+
+
+def test_export_then_predict(workdir, tmp_path):
+    export_run(workdir, str(tmp_path / "export"), "best")
+    classes = json.loads((tmp_path / "export" / "classes.json").read_text())
+    assert classes["metadata"]["step"] == 5
+    assert classes["metadata"]["config"]["arm"] == "vgg16_g"
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    Image.new("RGB", (40, 35)).save(photos / "a.png")
+    (photos / "broken\n.jpg").write_text("not a photograph")
+    arguments = [
+        f"--model={tmp_path}/export",
+        f"--input={photos}",
+        f"--output_dir={out}",
+    ]
+    done = command("predict", *arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-2:] == [
+        "1 without a result:",
+        f"  {str(photos / 'broken') + chr(10) + '.jpg'!r}: not a JPEG or PNG image",
+    ]
+    with Image.open(out / "a_ids.png") as ids:
+        assert ids.size == (40, 35) and set(ids.getdata()) == {3}
+
+
+def test_a_users_mistake_is_one_line(tmp_path):
+    flags = f"--workdir={tmp_path}", f"--output_dir={tmp_path}/export"
+    done = command("export", *flags)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "no run here" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_progress_in_plain_lines(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress("images")
+    for done, seconds in ((1, 1), (2, 11), (3, 12), (4, 13)):
+        now[0] = seconds
+        progress(done, 4)
+    assert capsys.readouterr().err == "2 of 4 images\n4 of 4 images\n"
