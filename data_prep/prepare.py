@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_prep.camvid.camvid_dataset_builder import Builder as Camvid
 from data_prep.examples import SourceError, fingerprint
@@ -124,6 +124,7 @@ def _origin(
 def main(argv: list[str]) -> None:
     """Reads the flags, prepares, prints a summary."""
     del argv
+    logging.set_verbosity(logging.WARNING)  # TFDS reports every file it writes
     try:
         builder = BUILDERS[_DATASET.value](data_dir=_DATA_DIR.value)
         done = "Already prepared" if builder.is_prepared() else "Prepared"

@@ -1,0 +1,245 @@
+"""What is read, what is refused, and the one line that says so."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.examples import (
+    SourceError,
+    find_pairs,
+    fingerprint,
+    read_image,
+    read_label,
+    read_pairs,
+)
+
+
+@pytest.fixture
+def label_file(tmp_path):
+    def write(pixels, mode=None, **options):
+        path = tmp_path / "mask.png"
+        image = Image.fromarray(np.asarray(pixels))
+        if mode == "P":
+            colours = 2 ** options["bits"]  # Pillow stores no more bits than needed
+            image.putpalette(np.random.default_rng(0).bytes(3 * colours))
+        elif mode:
+            image = image.convert(mode)
+        image.save(path, **options)
+        return path
+
+    return write
+
+
+def fails(message, function, *arguments):
+    """The call ends in one line that starts with the path and holds the message."""
+    with pytest.raises(SourceError) as error:
+        function(*arguments)
+    text = str(error.value)
+    assert "\n" not in text
+    assert message in text
+    return text
+
+
+def grey_png(bits, rows):
+    """A grey PNG of 1, 2 or 4 bits, which Pillow cannot write; rows are bytes."""
+
+    def chunk(name, data):
+        crc = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + crc
+
+    width = len(rows[0]) * 8 // bits
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# --- Labels ------------------------------------------------------------------
+
+
+def test_one_channel_ids(label_file):
+    ids = np.uint8([[0, 1, 2], [255, 2, 1]])
+    np.testing.assert_array_equal(read_label(label_file(ids), 3), ids)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_ids_are_indices_not_colours(label_file, bits):
+    ids = np.uint8([[0, 1], [1, 0]]) if bits == 1 else np.uint8([[0, 1], [2, 1]])
+    path = label_file(ids, "P", bits=bits)
+    assert path.read_bytes()[24:26] == bytes([bits, 3])
+    np.testing.assert_array_equal(read_label(path, 3), ids)
+
+
+def test_remap_comes_before_the_range(label_file):
+    path = label_file(np.uint8([[0, 11, 10]]))
+    np.testing.assert_array_equal(read_label(path, 11, {11: 255}), [[0, 255, 10]])
+
+
+def test_remap_does_not_chain(label_file):
+    path = label_file(np.uint8([[0, 1, 2]]))
+    np.testing.assert_array_equal(read_label(path, 3, {0: 1, 1: 2, 2: 0}), [[1, 2, 0]])
+
+
+def test_id_out_of_range(label_file):
+    path = label_file(np.uint8([[0, 3, 7]]))
+    fails(f"{path}: label holds id 7; ids must be in 0..2 or 255", read_label, path, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_mask_saved_as_colours(label_file, mode):
+    path = label_file(np.uint8([[0, 1]]), mode)
+    fails(f"{path}: label is saved as colours (mode {mode})", read_label, path, 3)
+
+
+def test_grey_of_16_bits(label_file):
+    path = label_file(np.uint16([[0, 1]]))
+    fails(f"{path}: label has 16 bits", read_label, path, 3)
+
+
+def test_grey_of_4_bits_would_be_stretched(tmp_path):
+    # Ids 1 and 2 in half bytes: decoders make 17 and 34 of them.
+    path = tmp_path / "mask.png"
+    path.write_bytes(grey_png(4, [b"\x12"]))
+    assert np.asarray(Image.open(path)).tolist() == [[17, 34]]
+    fails(f"{path}: label has 4 bits", read_label, path, 3)
+
+
+def test_label_as_jpeg(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(path, "JPEG")
+    fails(f"{path}: is JPEG; labels must be PNG", read_label, path, 3)
+
+
+# --- Images ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_bytes_pass_through(tmp_path, suffix, mode):
+    path = tmp_path / f"image.{suffix}"
+    Image.new(mode, (7, 5)).save(path, quality=71)
+    assert read_image(path) == (path.read_bytes(), (5, 7))
+
+
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [("P", "png"), ("RGBA", "png"), ("LA", "png"), ("1", "png"), ("CMYK", "jpg")],
+)
+def test_other_pixels_become_an_rgb_png(tmp_path, mode, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (7, 5), (255, 255, 255)).convert(mode).save(path)
+    encoded, size = read_image(path)
+    image = Image.open(io.BytesIO(encoded))
+    assert (image.format, image.mode, size) == ("PNG", "RGB", (5, 7))
+    assert np.asarray(image).min() > 250
+
+
+def test_image_of_16_bits(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.full((2, 2), 4095, np.uint16)).save(path)
+    fails(f"{path}: pixel type is I;16; it must have 8 bits", read_image, path)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_rotation_is_refused(tmp_path, orientation):
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (7, 5)).save(path, exif=exif)
+    fails(f"{path}: EXIF orientation is {orientation}", read_image, path)
+
+
+def test_exif_upright_passes(tmp_path):
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.new("RGB", (7, 5)).save(path, exif=exif)
+    assert read_image(path)[1] == (5, 7)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_image(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    fails(f"{path}: is not a readable image (", read_image, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_no_image_at_all(tmp_path, content):
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    fails(f"{path}: is not a readable image (", read_image, path)
+    fails(f"{path}: is not a readable image (", read_label, path, 3)
+
+
+def test_other_format(tmp_path):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (7, 5)).save(path, "BMP")
+    fails(f"{path}: is BMP; images must be JPEG or PNG", read_image, path)
+
+
+# --- Pairs -------------------------------------------------------------------
+
+
+@pytest.fixture
+def train(draw_folder, tmp_path):
+    root = draw_folder(tmp_path / "source")
+    return root / "images" / "train", root / "labels" / "train"
+
+
+def test_pairs_match_by_relative_path(train):
+    images, labels = train
+    (images / "a" / ".DS_Store").touch()
+    (images / ".hidden").mkdir()
+    (images / ".hidden" / "z.png").touch()
+    (images / "readme.txt").touch()
+    first, second = find_pairs(*train)
+    assert (first.name, second.name) == ("a/x", "y")
+    assert first.image == images / "a" / "x.jpg"
+    assert first.label == labels / "a" / "x.png"
+
+
+def test_examples_of_pairs(train):
+    (key, example), _ = read_pairs(find_pairs(*train), 3)
+    assert key == example["name"] == "a/x"
+    assert example["image"] == (train[0] / "a" / "x.jpg").read_bytes()
+    assert example["label"].shape == (10, 14, 1)
+
+
+def test_label_of_another_size(train):
+    Image.new("L", (13, 10)).save(train[1] / "a" / "x.png")
+    text = fails("label is 13x10 but image", list, read_pairs(find_pairs(*train), 3))
+    assert str(train[1] / "a" / "x.png") in text and "14x10" in text
+
+
+def test_image_without_label(train):
+    (train[1] / "y.png").unlink()
+    fails(f"{train[0] / 'y.png'}: no label for this image", find_pairs, *train)
+
+
+def test_label_without_image(train):
+    (train[0] / "a" / "x.jpg").unlink()
+    fails(f"{train[1] / 'a' / 'x.png'}: no image for this label", find_pairs, *train)
+
+
+def test_two_images_of_one_name(train):
+    Image.new("RGB", (7, 9)).save(train[0] / "y.jpg")
+    fails("has the same name", find_pairs, *train)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    fails(f"{tmp_path / 'i'}: folder is missing", find_pairs, tmp_path / "i", tmp_path)
+    fails(f"{tmp_path}: holds no .jpg or", find_pairs, tmp_path, tmp_path)
+
+
+def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
+    one, two = draw_folder(tmp_path / "one"), draw_folder(tmp_path / "two")
+    assert fingerprint(one) == fingerprint(two)
+    (two / "classes.txt").write_text("other\n")
+    assert fingerprint(one) != fingerprint(two)

@@ -1,0 +1,110 @@
+"""The folder builder: a user's own images, and what can be wrong with them."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data_prep.examples import SourceError
+from data_prep.folder.folder_dataset_builder import Builder, find_splits, read_classes
+from data_prep.prepare import prepare
+from ss_gan_tf import input_pipeline
+
+
+class FolderTest(tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = Builder
+    SPLITS = {"train": 2, "val": 2}
+
+    @pytest.fixture(autouse=True, scope="class")
+    def drawn(self, request, draw_folder, tmp_path_factory):
+        request.cls.EXAMPLE_DIR = draw_folder(tmp_path_factory.mktemp("folder"))
+
+
+@pytest.fixture
+def source(draw_folder, tmp_path):
+    return draw_folder(tmp_path / "source")
+
+
+def test_stored_as_in_the_source(source, tmp_path):
+    # One mask as a palette PNG, as many editors write them.
+    ids = np.uint8([[0, 1, 2, 255, 0, 0, 0]] * 9)
+    mask = Image.fromarray(ids)
+    mask.putpalette([value % 251 for value in range(768)])
+    mask.save(source / "labels" / "val" / "y.png")
+    prepare("folder", str(source), str(tmp_path / "data"))
+    prepared = input_pipeline.open_dataset("folder", str(tmp_path / "data"))
+    assert prepared.class_names == ("background", "traffic light", "car")
+    assert prepared.class_colors == ((0, 0, 0), (250, 170, 30), (0, 128, 0))
+    assert prepared.split_sizes == {"train": 2, "val": 2}
+    sub_folder, palette = prepared.source("val")
+    assert (sub_folder["name"], palette["name"]) == (b"a/x", b"y")
+    assert sub_folder["image"] == (source / "images/val/a/x.jpg").read_bytes()
+    label = Image.open(io.BytesIO(palette["label"]))
+    assert label.mode == "L"
+    np.testing.assert_array_equal(label, ids)
+
+
+def fails(message, function, *arguments):
+    with pytest.raises(SourceError) as error:
+        function(*arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_splits_are_the_folders(source):
+    assert find_splits(source) == ["train", "val"]
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_missing_folder(tmp_path, kind):
+    (tmp_path / ("labels" if kind == "images" else "images")).mkdir()
+    fails(f"{tmp_path / kind}: folder is missing", find_splits, tmp_path)
+
+
+def test_no_split(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    fails(f"{tmp_path / 'images'}: holds no split", find_splits, tmp_path)
+
+
+@pytest.mark.parametrize("there, missing", [("images", "labels"), ("labels", "images")])
+def test_split_on_one_side_only(source, there, missing):
+    (source / there / "test").mkdir()
+    fails(f"{source / missing / 'test'} is missing", find_splits, source)
+
+
+@pytest.mark.parametrize("split", ["my-split", "all"])
+def test_split_name(source, split):
+    (source / "images" / split).mkdir()
+    (source / "labels" / split).mkdir()
+    fails(f"{source / 'images' / split}: a split is named", find_splits, source)
+
+
+def test_classes_with_and_without_colours(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("road  1 2 3\n level 5\ncar 10 20 30 \n\n")
+    assert read_classes(path) == (
+        ("road", "level 5", "car"),
+        ((1, 2, 3), (128, 0, 0), (10, 20, 30)),
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "has 0 lines, not 1..255"),
+        ("\n".join(map(str, range(256))), "has 256 lines, not 1..255"),
+        ("a\n\nb\n", "line 2 is blank"),
+        ("a\nb 1 2 3\na\n", "line 3 names 'a' a second time"),
+        ("a 0 0 256\n", "line 1 has colour (0, 0, 256), not 0..255"),
+    ],
+)
+def test_faulty_classes(tmp_path, text, message):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    fails(f"{path}: {message}", read_classes, path)
+
+
+def test_missing_classes(tmp_path):
+    fails("classes.txt: file is missing", read_classes, tmp_path / "classes.txt")
