@@ -126,9 +126,7 @@ def sliding_windows(size: int, window: int, overlap: float) -> list[int]:
         raise ValueError(f"eval overlap must be in [0, 1), not {overlap}")
     stride = max(1, round(window * (1 - overlap)))
     steps = max(0, math.ceil((size - window) / stride))
-    return [min(k * stride, size - window) for k in range(steps)] + [
-        max(0, size - window)
-    ]
+    return [*range(0, steps * stride, stride), max(0, size - window)]
 
 
 def sliding_bands(
