@@ -49,6 +49,9 @@ def binary_cross_entropy(
 
     Returns:
         Scalar, nats per cell; ln 2 at logits of 0.
+
+    Raises:
+        ValueError: the static shapes of logits and cell_valid disagree.
     """
     logits = tf.cast(logits, tf.float32)
     nll = target * tf.nn.softplus(-logits) + (1.0 - target) * tf.nn.softplus(logits)
@@ -72,7 +75,7 @@ def adversarial_loss(
         Scalar, nats per cell; -ln 2 or +ln 2 for an undecided adversary.
 
     Raises:
-        ValueError: an unknown form.
+        ValueError: an unknown form, or shapes that disagree.
     """
     if form == "saturating":
         return -binary_cross_entropy(0.0, fake_logits, cell_valid)
@@ -109,6 +112,9 @@ def adversary_loss(
 
     Returns:
         Scalar, nats per cell; 2 ln 2 = 1.386 for an adversary that cannot tell.
+
+    Raises:
+        ValueError: the static shapes disagree.
     """
     on_real = binary_cross_entropy(1.0, real_logits, cell_valid)
     return on_real + binary_cross_entropy(0.0, fake_logits, cell_valid)
@@ -164,6 +170,7 @@ def gradient_ratio_lambda(
 
 def _mean_where(values: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
     """Mean over the valid entries of each image, then over images."""
+    values.shape.assert_is_compatible_with(valid.shape)
     axes = list(range(1, len(values.shape)))
     total = tf.reduce_sum(tf.where(valid, values, 0.0), axes)  # [B]
     count = tf.reduce_sum(tf.cast(valid, values.dtype), axes)
