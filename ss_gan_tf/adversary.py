@@ -122,6 +122,23 @@ def _conv(x, filters, number):
     return layers.LeakyReLU(0.2, name=f"leaky{number}")(x)
 
 
+def judge(
+    adversary: keras.Model, label_map: tf.Tensor, features: tf.Tensor | None
+) -> tf.Tensor:
+    """A's verdicts on one kind of map.
+
+    Args:
+        adversary: from `build_adversary`, or of the same inputs.
+        label_map: [B, H, W, C] from `real_map` or `fake_map`.
+        features: [B, h, w, F] of the extractor; None: A takes the map alone.
+
+    Returns:
+        [B, S, S] logits.
+    """
+    inputs = label_map if features is None else [label_map, features]
+    return adversary(inputs, training=True)
+
+
 # --- What A sees -------------------------------------------------------------
 
 

@@ -131,6 +131,11 @@ def load_generator(run: Run, checkpoint: str = "last") -> tuple[keras.Model, dic
     return generator, restore_generator(generator, path)
 
 
+def has_checkpoint(workdir: str) -> bool:
+    """Whether the folder holds a state to resume from."""
+    return bool(tf.train.latest_checkpoint(os.path.join(workdir, "checkpoints")))
+
+
 def find_checkpoint(workdir: str, which: str) -> str:
     """Path prefix of a run's `last` or `best` checkpoint.
 
@@ -191,28 +196,26 @@ class Position(tf.Module):
         }
 
 
-def initial_generator(
-    config: Config, class_names: tuple[str, ...]
-) -> tuple[keras.Model, dict]:
-    """G as a run starts: ImageNet weights, or another run's G.
+def initialize_generator(
+    generator: keras.Model, config: Config, class_names: tuple[str, ...]
+) -> dict:
+    """Gives a new run's G its first weights: ImageNet's, or another run's G.
 
     Args:
-        config: the run's.
+        generator: from `build_run_generator`.
+        config: the new run's.
         class_names: of the data set.
 
     Returns:
-        The model and its provenance.
+        Where the weights come from.
 
     Raises:
         FileNotFoundError: no weights file, or no run or checkpoint to start from.
         ValueError: they do not fit.
     """
-    generator = build_run_generator(config, len(class_names))
-    if not config.init_generator:
-        return generator, load_imagenet(
-            generator, config.backbone, config.backbone_weights
-        )
     path = config.init_generator
+    if not path:
+        return load_imagenet(generator, config.backbone, config.backbone_weights)
     if os.path.isdir(path):
         other = read_run(path)
         if other.class_names != tuple(class_names):
@@ -225,4 +228,4 @@ def initial_generator(
         raise FileNotFoundError(
             f"init_generator={path}: neither a run's folder nor a checkpoint"
         )
-    return generator, {"init_generator": restore_generator(generator, path)}
+    return {"init_generator": restore_generator(generator, path)}

@@ -139,6 +139,13 @@ class Config:
                 f"exceeds A's last feature map at crop_size={self.crop_size} "
                 f"({self.crop_size // 16} cells a side)",
             )
+        if self.width != 1:
+            _require(
+                self.backbone_weights == "none",
+                "width",
+                self.width,
+                "does not fit ImageNet weights; set backbone_weights=none",
+            )
         if self.init_generator:
             _require(
                 self.uses_phase2,
@@ -216,10 +223,10 @@ RANGES = {
     "lambda_ramp_steps": (0, 10**9),
     "gradient_ratio": (1e-6, 100.0),
     "lambda_max": (1e-6, 1e6),
-    "phase1_steps": (0, 10**9),
+    "phase1_steps": (1, 10**9),
     "phase1_lr": (0.0, 1.0),
     "phase1_lr_end": (0.0, 1.0),
-    "phase2_steps": (0, 10**9),
+    "phase2_steps": (1, 10**9),
     "generator_lr": (0.0, 1.0),
     "adversary_lr": (0.0, 1.0),
     "phase2_lr_decay": (0.0, 1.0),
@@ -238,7 +245,6 @@ RANGES = {
 
 # Fields that change what is written and when, but no weight.
 BOOKKEEPING = (
-    "val_split",
     "eval_mode",
     "eval_window",
     "eval_overlap",

@@ -1,16 +1,10 @@
 """One run from prepared data to an exported network: `train`.
 
-    phase1   G alone (eq. 4); left out when G starts from another run
-    warmup   A alone, where asked for
-    phase2   G and A alternate (eq. 3 and 6), or the control: phase 1's step with
-             phase 2's rates
-
 Order, augmentation and dropout of a stage's n-th step are functions of (seed, stage,
 n), so adversarial run and control meet the same batches, and a resumed run reads
 nothing that came before.
 """
 
-import dataclasses
 import importlib.metadata
 import math
 import os
@@ -24,41 +18,14 @@ import tensorflow as tf
 from absl import logging
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import checkpoints, losses, summaries, train_step
-from ss_gan_tf.backbones import MEAN_RGB, load_imagenet, normalize
+from ss_gan_tf import checkpoints, stages, summaries
+from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import evaluate, make_predictor, write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-STAGES = ("phase1", "warmup", "phase2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stretch of training with one step function."""
-
-    name: str  # one of STAGES
-    num_steps: int
-    step: Callable  # (image, label) -> scalars
-    first_step: int  # TensorBoard's step at its start
-
-    @property
-    def updates_generator(self) -> bool:
-        """Whether G changes."""
-        return self.name != "warmup"
-
-
-@dataclasses.dataclass
-class Networks:
-    """What the steps change and a checkpoint saves; A's parts may be absent."""
-
-    generator: keras.Model
-    generator_optimizer: keras.optimizers.Optimizer
-    adversary: keras.Model | None = None
-    extractor: keras.Model | None = None
-    adversary_optimizer: keras.optimizers.Optimizer | None = None
 
 
 # --- The run -----------------------------------------------------------------
@@ -91,17 +58,19 @@ def train(
         data.source(split)  # an unknown split is an error before the long work
 
     # --- Models and optimizers -----------------------------------------------
-    is_new = not os.path.exists(os.path.join(workdir, "run.json"))
-    if not is_new:
+    if os.path.exists(os.path.join(workdir, "run.json")):
         checkpoints.check_same_run(workdir, config, data.class_names)
-    networks, weights = create_networks(config, data.class_names)
-    if is_new:
+    resumes = checkpoints.has_checkpoint(workdir)
+    networks, weights = stages.create_networks(
+        config, data.class_names, load_weights=not resumes
+    )
+    if not resumes:
         _describe_run(config, data, data_dir, workdir, networks, weights)
-    stages = make_stages(config, networks, data.ignore_label)
+    plan = stages.make_stages(config, networks, data.ignore_label)
 
     # --- Loop ----------------------------------------------------------------
     training = _Training(config, data, networks, workdir, progress)
-    for stage in stages[training.restore(stages) :]:
+    for stage in plan[training.restore(plan) :]:
         training.run(stage)
 
     # --- Result --------------------------------------------------------------
@@ -145,16 +114,16 @@ class _Training:
             overlap=config.eval_overlap,
         )
 
-    def restore(self, stages: list[Stage]) -> int:
+    def restore(self, plan: list[stages.Stage]) -> int:
         """Loads the newest checkpoint; returns the index of the stage to go on with."""
         path = self.manager.restore_or_initialize()
         if not path:
             return 0
         where = self.position.describe()
         logging.info("continuing from %s, %s step %d", path, *where.values())
-        return [stage.name for stage in stages].index(where["phase"])
+        return [stage.name for stage in plan].index(where["phase"])
 
-    def run(self, stage: Stage):
+    def run(self, stage: stages.Stage):
         """Does the steps of one stage that are still to be done."""
         config = self.config
         if self.position.describe()["phase"] != stage.name:
@@ -162,7 +131,7 @@ class _Training:
         first = self.position.describe()["step"]
         counted_from, clock, values = first, time.monotonic(), {}
         for step, batch in enumerate(self._batches(stage, first), start=first + 1):
-            seed_dropout(self.networks.generator, config.seed, stage.name, step)
+            stages.seed_dropout(self.networks.generator, config.seed, stage.name, step)
             scalars = stage.step(batch["image"], batch["label"])
             self.position.step.assign(step)
             is_last = step == stage.num_steps
@@ -190,7 +159,7 @@ class _Training:
         self.position.stage.assign(stage.name)
         self.position.step.assign(0)
         if stage.name == "phase2":
-            reset_optimizer(self.networks.generator_optimizer)
+            stages.reset_optimizer(self.networks.generator_optimizer)
             if self.config.init_generator:
                 self._validate(stage, 0)
 
@@ -205,7 +174,7 @@ class _Training:
             flip=config.flip,
             pad_color=MEAN_RGB,
             normalize=normalize,
-            seed=stage_seed(config.seed, stage.name),
+            seed=stages.stage_seed(config.seed, stage.name),
             first_example=first * config.batch_size,
             num_examples=(stage.num_steps - first) * config.batch_size,
         )
@@ -259,7 +228,7 @@ class _Training:
                 self.data.ignore_label,
             )
             if self.networks.adversary is not None:
-                real, fake = verdicts(
+                real, fake = _verdicts(
                     self.networks,
                     example,
                     probs,
@@ -301,192 +270,22 @@ class _Training:
         return metrics
 
 
-# --- What a run is made of ---------------------------------------------------
-
-
-def create_networks(
-    config: Config, class_names: tuple[str, ...]
-) -> tuple[Networks, dict]:
-    """Models with their first weights, and their optimizers.
-
-    G is built first, so its random weights do not depend on A's existence.
-
-    Args:
-        config: the run.
-        class_names: of the data set.
-
-    Returns:
-        The networks, and where their weights come from.
-    """
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.precision)
-    keras.utils.set_random_seed(config.seed)
-    try:
-        generator, weights = checkpoints.initial_generator(config, class_names)
-        networks = Networks(generator, _generator_optimizer(config))
-        provenance = {"generator": weights}
-        if config.uses_adversary:
-            provenance["extractor"] = _add_adversary(networks, config, len(class_names))
-    finally:
-        keras.config.set_dtype_policy(policy)
-    return networks, provenance
-
-
-def _add_adversary(networks, config, num_classes):
-    """Builds A and its extractor; returns where the extractor's weights come from."""
-    provenance, num_features = None, None
-    if config.extractor != "none":
-        networks.extractor = adversary_lib.build_extractor(
-            config.backbone,
-            width=config.width,
-            normalize_features=config.normalize_features,
-            trainable=config.extractor == "trainable",
-        )
-        num_features = networks.extractor.output_shape[-1]
-        provenance = load_imagenet(
-            networks.extractor, config.backbone, config.backbone_weights
-        )
-    networks.adversary = adversary_lib.build_adversary(
-        num_classes, num_features, grid_size=config.grid_size, width=config.width
+def _verdicts(networks, example, probs, epsilon, ignore_label):
+    """A's verdicts on one validation image: d(real map), d(fake map), [S, S] each."""
+    label = tf.constant(example["label"][np.newaxis], tf.int32)
+    features = None
+    if networks.extractor is not None:
+        image = tf.constant(example["image"][np.newaxis], tf.float32)
+        features = networks.extractor(normalize(image), training=False)
+    maps = (
+        adversary_lib.real_map(probs, label, epsilon, ignore_label),
+        adversary_lib.fake_map(probs, label, ignore_label),
     )
-    networks.adversary_optimizer = (
-        keras.optimizers.Adam(config.adversary_lr, name="adversary_adam")
-        if config.adversary_optimizer == "adam"
-        else keras.optimizers.SGD(config.adversary_lr, 0.9, name="adversary_momentum")
+    real, fake = (
+        tf.sigmoid(adversary_lib.judge(networks.adversary, shown, features))
+        for shown in maps
     )
-    return provenance
-
-
-def _generator_optimizer(config):
-    return keras.optimizers.Adam(
-        config.phase1_lr,
-        weight_decay=config.weight_decay or None,
-        global_clipnorm=config.gradient_clip_norm or None,
-        name="generator_adam",
-    )
-
-
-def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[Stage]:
-    """The stages of a run in order, each with its step function.
-
-    Args:
-        config: the run.
-        networks: from `create_networks`.
-        ignore_label: of the data set.
-
-    Returns:
-        phase1 (unless G starts from another run), warmup (where A wants one), phase2
-        (for the arms that have it).
-    """
-    common = {"ignore_label": ignore_label, "jit_compile": config.jit_compile}
-    stages = []
-    if not config.init_generator:
-        step = train_step.make_segmentation_step(
-            networks.generator,
-            networks.generator_optimizer,
-            learning_rate=linear_decay(
-                config.phase1_lr, config.phase1_lr_end, config.phase1_steps
-            ),
-            **common,
-        )
-        stages.append(Stage("phase1", config.phase1_steps, step, 0))
-    if not config.uses_phase2:
-        return stages
-    offset = 0 if config.init_generator else config.phase1_steps
-    if config.uses_adversary and config.adversary_warmup_steps:
-        step = make_warmup_step(config, networks, common)
-        stages.append(Stage("warmup", config.adversary_warmup_steps, step, offset))
-    step = make_phase2_step(config, networks, common)
-    stages.append(Stage("phase2", config.phase2_steps, step, offset))
-    return stages
-
-
-def make_warmup_step(config: Config, networks: Networks, common: dict) -> Callable:
-    """A alone, at its first rate."""
-    _, loss_weight = losses.lambda_weights(config.lambda_adv, config.lambda_on)
-    return train_step.make_warmup_step(
-        networks.generator,
-        networks.adversary,
-        networks.adversary_optimizer,
-        extractor=networks.extractor,
-        epsilon=config.epsilon,
-        loss_weight=loss_weight,
-        learning_rate=linear_decay(config.adversary_lr, config.adversary_lr, 1),
-        **common,
-    )
-
-
-def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callable:
-    """The alternation, or the control: phase 1's step with phase 2's rates."""
-    decay, steps = config.phase2_lr_decay, config.phase2_steps
-    generator_lr = linear_decay(config.generator_lr, config.generator_lr * decay, steps)
-    if config.is_control:
-        return train_step.make_segmentation_step(
-            networks.generator,
-            networks.generator_optimizer,
-            learning_rate=generator_lr,
-            **common,
-        )
-    by_ratio = config.adversarial_weighting == "gradient_ratio"
-    return train_step.make_adversarial_step(
-        networks.generator,
-        networks.adversary,
-        networks.generator_optimizer,
-        networks.adversary_optimizer,
-        extractor=networks.extractor,
-        epsilon=config.epsilon,
-        lambda_adv=config.lambda_adv,
-        lambda_on=config.lambda_on,
-        lambda_ramp_steps=config.lambda_ramp_steps,
-        adversarial_form=config.adversarial_form,
-        gradient_ratio=config.gradient_ratio if by_ratio else None,
-        lambda_max=config.lambda_max,
-        generator_lr=generator_lr,
-        adversary_lr=linear_decay(
-            config.adversary_lr, config.adversary_lr * decay, steps
-        ),
-        **common,
-    )
-
-
-def linear_decay(start: float, end: float, num_steps: int) -> train_step.Schedule:
-    """Rate that falls linearly from `start` at step 0 to `end` at `num_steps`."""
-    return keras.optimizers.schedules.PolynomialDecay(start, max(num_steps, 1), end)
-
-
-# --- Randomness and state ----------------------------------------------------
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """Seed of a stage's data order and augmentation: equal with and without A."""
-    entropy = np.random.SeedSequence([seed, STAGES.index(stage)])
-    return int(entropy.generate_state(1)[0] >> 1)
-
-
-def seed_dropout(generator: keras.Model, seed: int, stage: str, step: int):
-    """Makes the dropout of a step a function of (seed, stage, step).
-
-    Args:
-        generator: the model whose Keras seed generators are set.
-        seed: the run's.
-        stage: one of STAGES.
-        step: steps done in the stage, this one included.
-    """
-    key = stage_seed(seed, stage)
-    states = [
-        variable
-        for variable in generator.non_trainable_variables
-        if variable.path.endswith("seed_generator_state")
-    ]
-    for number, state in enumerate(states):
-        state.assign([(key + number) % 2**32, step])
-
-
-def reset_optimizer(optimizer: keras.optimizers.Optimizer):
-    """Fresh state: iterations and slots 0; the rate is set by the next step."""
-    for variable in optimizer.variables:
-        if variable is not optimizer.learning_rate:
-            variable.assign(np.zeros(variable.shape, variable.dtype))
+    return real[0].numpy(), fake[0].numpy()
 
 
 def _finite(stage, step, scalars) -> dict[str, float]:
@@ -503,41 +302,6 @@ def _finite(stage, step, scalars) -> dict[str, float]:
             "Lower the learning rate or the adversarial weight, or use float32"
         )
     return values
-
-
-def verdicts(
-    networks: Networks,
-    example: dict[str, np.ndarray],
-    probs: np.ndarray,
-    epsilon: float,
-    ignore_label: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A's verdicts on one validation image.
-
-    Args:
-        networks: with an adversary.
-        example: `image` [H, W, 3] uint8 and `label` [H, W].
-        probs: [1, H, W, C] of G.
-        epsilon: eq. 1.
-        ignore_label: id of unlabelled pixels.
-
-    Returns:
-        d(real map) and d(fake map): [S, S] probabilities of "ground truth".
-    """
-    label = tf.constant(example["label"][np.newaxis], tf.int32)
-    maps = (
-        adversary_lib.real_map(probs, label, epsilon, ignore_label),
-        adversary_lib.fake_map(probs, label, ignore_label),
-    )
-    inputs = []
-    if networks.extractor is not None:
-        image = tf.constant(example["image"][np.newaxis], tf.float32)
-        inputs = [networks.extractor(normalize(image), training=False)]
-    real, fake = (
-        tf.sigmoid(networks.adversary([m, *inputs] if inputs else m, training=False))
-        for m in maps
-    )
-    return real[0].numpy(), fake[0].numpy()
 
 
 def _describe_run(config, data, data_dir, workdir, networks, weights):

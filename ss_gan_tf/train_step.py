@@ -140,7 +140,7 @@ def make_adversarial_step(
         with tf.GradientTape() as at_logits:
             at_logits.watch(logits)
             fake = adversary_lib.fake_map(tf.nn.softmax(logits), label, ignore_label)
-            fake_logits = _verdicts(adversary, fake, features)
+            fake_logits = adversary_lib.judge(adversary, fake, features)
             cells = adversary_lib.valid_cells(label, ignore_label, fake_logits)
             adversarial = losses.adversarial_loss(fake_logits, cells, adversarial_form)
         adversarial_gradient = at_logits.gradient(adversarial, logits)
@@ -272,8 +272,8 @@ def _make_adversary_update(
         frozen = None if trains_extractor else features_of(image)
         with tf.GradientTape() as tape:
             features = features_of(image) if trains_extractor else frozen
-            real_logits = _verdicts(adversary, real, features)
-            fake_logits = _verdicts(adversary, fake, features)
+            real_logits = adversary_lib.judge(adversary, real, features)
+            fake_logits = adversary_lib.judge(adversary, fake, features)
             cells = adversary_lib.valid_cells(label, ignore_label, real_logits)
             loss = losses.adversary_loss(real_logits, fake_logits, cells)
             weighted = weight * loss
@@ -285,11 +285,6 @@ def _make_adversary_update(
         return scalars | {"loss/loss_d": loss}, features
 
     return update
-
-
-def _verdicts(adversary, label_map, features):
-    inputs = label_map if features is None else [label_map, features]
-    return adversary(inputs, training=True)
 
 
 def _set_rate(optimizer, schedule, step):

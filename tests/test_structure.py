@@ -20,9 +20,11 @@ PACKAGES = ("ss_gan_tf", "experiments", "data_prep")
 MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
-        "adversary", "backbones", "checkpoints", "config", "datasets", "evaluate",
-        "export", "generator", "input_pipeline", "metrics", "resampling", "summaries",
-        "train_step", "visualize",
+        "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
+        "input_pipeline", "stages", "summaries",
+    },
+    "stages": {
+        "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
     },
     "train_step": {"adversary", "losses"},
     # networks
@@ -33,7 +35,7 @@ MAY_IMPORT = {
     "evaluate": {"metrics"},
     "export": {"evaluate"},
     "predict": {"evaluate", "export", "visualize"},
-    "summaries": {"metrics", "visualize"},
+    "summaries": {"visualize"},
     # leaves
     "backbones": set(),
     "config": set(),

@@ -1,0 +1,246 @@
+"""What a run is made of: its networks, its stages, its seeds.
+
+phase1   G alone (eq. 4); left out when G starts from another run
+warmup   A alone, where asked for
+phase2   G and A alternate (eq. 3 and 6), or the control: phase 1's step with
+         phase 2's rates
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from ss_gan_tf import adversary as adversary_lib
+from ss_gan_tf import checkpoints, losses, train_step
+from ss_gan_tf.backbones import load_imagenet
+from ss_gan_tf.config import Config
+
+STAGES = ("phase1", "warmup", "phase2")
+
+
+# --- Networks and optimizers -------------------------------------------------
+
+
+@dataclasses.dataclass
+class Networks:
+    """What the steps change and a checkpoint saves; A's parts may be absent."""
+
+    generator: keras.Model
+    generator_optimizer: keras.optimizers.Optimizer
+    adversary: keras.Model | None = None
+    extractor: keras.Model | None = None
+    adversary_optimizer: keras.optimizers.Optimizer | None = None
+
+
+def create_networks(
+    config: Config, class_names: tuple[str, ...], load_weights: bool = True
+) -> tuple[Networks, dict]:
+    """Models with their first weights, and their optimizers.
+
+    G is built first, so its random weights do not depend on A's existence.
+
+    Args:
+        config: the run.
+        class_names: of the data set.
+        load_weights: False leaves random weights, for a checkpoint to replace.
+
+    Returns:
+        The networks, and where their weights come from.
+
+    Raises:
+        FileNotFoundError: no weights file, or no run or checkpoint to start from.
+        ValueError: they do not fit.
+    """
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    keras.utils.set_random_seed(config.seed)
+    try:
+        generator = checkpoints.build_run_generator(config, len(class_names))
+        networks = Networks(generator, _generator_optimizer(config))
+        if config.uses_adversary:
+            _add_adversary(networks, config, len(class_names))
+    finally:
+        keras.config.set_dtype_policy(policy)
+    provenance = {}
+    if load_weights:
+        provenance["generator"] = checkpoints.initialize_generator(
+            generator, config, class_names
+        )
+    if load_weights and networks.extractor is not None:
+        provenance["extractor"] = load_imagenet(
+            networks.extractor, config.backbone, config.backbone_weights
+        )
+    return networks, provenance
+
+
+def _add_adversary(networks, config, num_classes):
+    """Builds A, its extractor and its optimizer."""
+    num_features = None
+    if config.extractor != "none":
+        networks.extractor = adversary_lib.build_extractor(
+            config.backbone,
+            width=config.width,
+            normalize_features=config.normalize_features,
+            trainable=config.extractor == "trainable",
+        )
+        num_features = networks.extractor.output_shape[-1]
+    networks.adversary = adversary_lib.build_adversary(
+        num_classes, num_features, grid_size=config.grid_size, width=config.width
+    )
+    networks.adversary_optimizer = (
+        keras.optimizers.Adam(config.adversary_lr, name="adversary_adam")
+        if config.adversary_optimizer == "adam"
+        else keras.optimizers.SGD(config.adversary_lr, 0.9, name="adversary_momentum")
+    )
+
+
+def _generator_optimizer(config):
+    return keras.optimizers.Adam(
+        config.phase1_lr,
+        weight_decay=config.weight_decay or None,
+        global_clipnorm=config.gradient_clip_norm or None,
+        name="generator_adam",
+    )
+
+
+# --- Stages ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one step function."""
+
+    name: str  # one of STAGES
+    num_steps: int
+    step: Callable  # (image, label) -> scalars
+    first_step: int  # TensorBoard's step at its start
+
+    @property
+    def updates_generator(self) -> bool:
+        """Whether G changes."""
+        return self.name != "warmup"
+
+
+def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[Stage]:
+    """The stages of a run in order, each with its step function.
+
+    Args:
+        config: the run.
+        networks: from `create_networks`.
+        ignore_label: of the data set.
+
+    Returns:
+        phase1 (unless G starts from another run), warmup (where A wants one), phase2
+        (for the arms that have it).
+    """
+    common = {"ignore_label": ignore_label, "jit_compile": config.jit_compile}
+    stages = []
+    if not config.init_generator:
+        step = train_step.make_segmentation_step(
+            networks.generator,
+            networks.generator_optimizer,
+            learning_rate=linear_decay(
+                config.phase1_lr, config.phase1_lr_end, config.phase1_steps
+            ),
+            **common,
+        )
+        stages.append(Stage("phase1", config.phase1_steps, step, 0))
+    if not config.uses_phase2:
+        return stages
+    offset = 0 if config.init_generator else config.phase1_steps
+    if config.uses_adversary and config.adversary_warmup_steps:
+        step = make_warmup_step(config, networks, common)
+        stages.append(Stage("warmup", config.adversary_warmup_steps, step, offset))
+    step = make_phase2_step(config, networks, common)
+    stages.append(Stage("phase2", config.phase2_steps, step, offset))
+    return stages
+
+
+def make_warmup_step(config: Config, networks: Networks, common: dict) -> Callable:
+    """A alone, at its first rate."""
+    _, loss_weight = losses.lambda_weights(config.lambda_adv, config.lambda_on)
+    return train_step.make_warmup_step(
+        networks.generator,
+        networks.adversary,
+        networks.adversary_optimizer,
+        extractor=networks.extractor,
+        epsilon=config.epsilon,
+        loss_weight=loss_weight,
+        learning_rate=linear_decay(config.adversary_lr, config.adversary_lr, 1),
+        **common,
+    )
+
+
+def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callable:
+    """The alternation, or the control: phase 1's step with phase 2's rates."""
+    decay, steps = config.phase2_lr_decay, config.phase2_steps
+    generator_lr = linear_decay(config.generator_lr, config.generator_lr * decay, steps)
+    if config.is_control:
+        return train_step.make_segmentation_step(
+            networks.generator,
+            networks.generator_optimizer,
+            learning_rate=generator_lr,
+            **common,
+        )
+    by_ratio = config.adversarial_weighting == "gradient_ratio"
+    return train_step.make_adversarial_step(
+        networks.generator,
+        networks.adversary,
+        networks.generator_optimizer,
+        networks.adversary_optimizer,
+        extractor=networks.extractor,
+        epsilon=config.epsilon,
+        lambda_adv=config.lambda_adv,
+        lambda_on=config.lambda_on,
+        lambda_ramp_steps=config.lambda_ramp_steps,
+        adversarial_form=config.adversarial_form,
+        gradient_ratio=config.gradient_ratio if by_ratio else None,
+        lambda_max=config.lambda_max,
+        generator_lr=generator_lr,
+        adversary_lr=linear_decay(
+            config.adversary_lr, config.adversary_lr * decay, steps
+        ),
+        **common,
+    )
+
+
+def linear_decay(start: float, end: float, num_steps: int) -> train_step.Schedule:
+    """Rate that falls linearly from `start` at step 0 to `end` at `num_steps`."""
+    return keras.optimizers.schedules.PolynomialDecay(start, max(num_steps, 1), end)
+
+
+# --- Randomness and state ----------------------------------------------------
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Seed of a stage's data order and augmentation: equal with and without A."""
+    entropy = np.random.SeedSequence([seed, STAGES.index(stage)])
+    return int(entropy.generate_state(1)[0] >> 1)
+
+
+def seed_dropout(generator: keras.Model, seed: int, stage: str, step: int):
+    """Makes the dropout of a step a function of (seed, stage, step).
+
+    Args:
+        generator: the model whose Keras seed generators are set.
+        seed: the run's.
+        stage: one of STAGES.
+        step: steps done in the stage, this one included.
+    """
+    key = stage_seed(seed, stage)
+    states = [
+        variable
+        for variable in generator.non_trainable_variables
+        if variable.path.endswith("seed_generator_state")
+    ]
+    for number, state in enumerate(states):
+        state.assign([(key + number) % 2**32, step])
+
+
+def reset_optimizer(optimizer: keras.optimizers.Optimizer):
+    """Fresh state: iterations and slots 0; the rate is set by the next step."""
+    for variable in optimizer.variables:
+        if variable is not optimizer.learning_rate:
+            variable.assign(np.zeros(variable.shape, variable.dtype))
