@@ -67,7 +67,7 @@ class Config:
     # --- Optimization (Sec. 2.3) ---------------------------------------------
     phase1_steps: int = 100_000  # G alone
     phase1_lr: float = 1e-4  # Adam, linear to phase1_lr_end
-    phase1_lr_end: float = 1e-5
+    phase1_lr_end: float = 1e-5  # reached at the end of phase 1; Sec. 2.3
     phase2_steps: int = 100_000  # G and A alternate; length silent
     generator_lr: float = 3e-5  # Adam, phase 2, linear to a tenth (decay silent)
     adversary_lr: float = 3e-4  # phase 2, linear to a tenth (decay silent)

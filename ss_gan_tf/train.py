@@ -116,9 +116,10 @@ class _Training:
 
     def restore(self, plan: list[stages.Stage]) -> int:
         """Loads the newest checkpoint; returns the index of the stage to go on with."""
-        path = self.manager.restore_or_initialize()
+        path = self.manager.latest_checkpoint
         if not path:
             return 0
+        self.manager.checkpoint.restore(path).assert_consumed()
         where = self.position.describe()
         logging.info("continuing from %s, %s step %d", path, *where.values())
         return [stage.name for stage in plan].index(where["phase"])
@@ -189,13 +190,12 @@ class _Training:
         """Validation mIoU, pictures, and G kept where it is the phase's best."""
         metrics = self._evaluate(self.config.eval_limit)
         at = stage.first_step + step
-        logging.info(
-            "%s step %d: val mIoU %.2f %%", stage.name, step, 100 * metrics["miou"]
-        )
+        miou = metrics["miou"] or 0.0  # None where no pixel is labelled
+        logging.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
         self.writer.validation(at, metrics)
         self.writer.pictures(at, self._pictures())
-        if metrics["miou"] > self.best[stage.name].numpy():
-            self.best[stage.name].assign(metrics["miou"])
+        if miou > self.best[stage.name].numpy():
+            self.best[stage.name].assign(miou)
             self.best_managers[stage.name].save(at)
 
     def _evaluate(self, limit):
@@ -243,21 +243,19 @@ class _Training:
     def conclude(self) -> dict:
         """Evaluates the last G on the whole validation split and exports it."""
         self.writer.close()
-        where = {"checkpoint": self.manager.latest_checkpoint}
-        where |= self.position.describe()
-        metrics = (
-            self._evaluate(0)
-            | {
-                "dataset": self.config.dataset,
-                "split": self.config.val_split,
-                "limit": 0,
-            }
-            | where
-        )
         path = os.path.join(self.workdir, "eval", self.config.val_split, "metrics.json")
+        checkpoint = self.manager.latest_checkpoint
+        facts = {
+            "dataset": self.config.dataset,
+            "split": self.config.val_split,
+            "limit": 0,
+            "checkpoint": os.path.relpath(checkpoint, self.workdir),
+            **self.position.describe(),
+        }
+        metrics = self._evaluate(0) | facts
         write_metrics(metrics, path)
         run = checkpoints.read_run(self.workdir)
-        generator, info = checkpoints.load_generator(run, "last")
+        generator, _ = checkpoints.load_generator(run, "last")
         export(
             generator,
             os.path.join(self.workdir, "export"),
@@ -265,7 +263,7 @@ class _Training:
             class_colors=run.class_colors,
             ignore_label=run.ignore_label,
             normalize=normalize,
-            metadata={"arm": self.config.arm, "dataset": self.config.dataset, **info},
+            metadata={"arm": self.config.arm, **facts},
         )
         return metrics
 
