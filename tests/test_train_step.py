@@ -75,6 +75,11 @@ def random_batch(seed=0):
     return tf.constant(image), tf.constant(label)
 
 
+@pytest.fixture(scope="module")
+def batch():
+    return random_batch()
+
+
 def easy_batch():
     """8x8 blocks whose class is the channel that is bright."""
     rng = np.random.default_rng(0)
@@ -222,12 +227,31 @@ def test_step_is_the_naive_reading_of_the_equations(
         assert scalars["gradient/ratio"] > 0.05
 
 
+def test_warmup_is_the_adversarys_half_of_the_naive_reading():
+    networks, reference = make_networks(), make_networks()
+    step = train_step.make_warmup_step(
+        *networks[:2], sgd(0.01), extractor=networks[2], epsilon=0.8, loss_weight=7.0
+    )
+    start = snapshot(*networks)
+    for seed in range(2):
+        step(*random_batch(seed))
+        naive_update(
+            reference,
+            *random_batch(seed),
+            rates=(0.0, 0.01),
+            weights=(1.0, 7.0),
+            form="saturating",
+            epsilon=0.8,
+        )
+    for new, wanted in zip(snapshot(*networks), snapshot(*reference), strict=True):
+        np.testing.assert_allclose(new, wanted, rtol=1e-5, atol=1e-6)
+    moved = [
+        np.abs(a - b).max() for a, b in zip(start, snapshot(*networks), strict=True)
+    ]
+    assert sum(m > 1e-4 for m in moved) == len(networks[1].trainable_variables)
+
+
 # --- Whose weights a step changes --------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return random_batch()
 
 
 def test_warmup_changes_the_adversary_alone(batch):
