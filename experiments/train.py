@@ -4,9 +4,10 @@ python -m experiments.train --arm=vgg16_g --dataset=camvid --data_dir=DATA \
     --workdir=RUN --preset=recommended
 """
 
+import logging
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.flags import config_from_flags, define_config_flags
 from experiments.progress import StepProgress
@@ -25,8 +26,8 @@ def define_flags():
 
 def main(_):
     """Trains as the flags say; exits with 1 and one line when it cannot."""
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.INFO)
+    # What the library says, without the file-by-file reports of what it calls.
+    logging.getLogger("ss_gan_tf").setLevel(logging.INFO)
     try:
         config = config_from_flags()
         metrics = train(config, FLAGS.data_dir, FLAGS.workdir, StepProgress())

@@ -6,6 +6,7 @@ nothing that came before.
 """
 
 import importlib.metadata
+import logging
 import math
 import os
 import platform
@@ -15,7 +16,6 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf import checkpoints, stages, summaries
@@ -24,6 +24,8 @@ from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import evaluate, make_predictor, write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
@@ -105,6 +107,7 @@ class _Training:
         }
         self.writer = summaries.Summaries(workdir)
         self.writer.text("config", config.to_json())
+        self.last_validation = (None, None, {})  # stage, step, metrics
         self.predictor = make_predictor(
             networks.generator,
             num_classes=data.num_classes,
@@ -121,7 +124,7 @@ class _Training:
             return 0
         self.manager.checkpoint.restore(path).assert_consumed()
         where = self.position.describe()
-        logging.info("continuing from %s, %s step %d", path, *where.values())
+        _LOG.info("continuing from %s, %s step %d", path, *where.values())
         return [stage.name for stage in plan].index(where["phase"])
 
     def run(self, stage: stages.Stage):
@@ -189,9 +192,10 @@ class _Training:
     def _validate(self, stage, step):
         """Validation mIoU, pictures, and G kept where it is the phase's best."""
         metrics = self._evaluate(self.config.eval_limit)
+        self.last_validation = (stage.name, step, metrics)
         at = stage.first_step + step
         miou = metrics["miou"] or 0.0  # None where no pixel is labelled
-        logging.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
+        _LOG.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
         self.writer.validation(at, metrics)
         self.writer.pictures(at, self._pictures())
         if miou > self.best[stage.name].numpy():
@@ -252,7 +256,10 @@ class _Training:
             "checkpoint": os.path.relpath(checkpoint, self.workdir),
             **self.position.describe(),
         }
-        metrics = self._evaluate(0) | facts
+        stage, step, metrics = self.last_validation
+        if (stage, step) != (facts["phase"], facts["step"]) or self.config.eval_limit:
+            metrics = self._evaluate(0)
+        metrics |= facts
         write_metrics(metrics, path)
         run = checkpoints.read_run(self.workdir)
         generator, _ = checkpoints.load_generator(run, "last")
