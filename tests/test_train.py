@@ -157,14 +157,17 @@ def command(*arguments):
         [sys.executable, "-m", "experiments.train", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
 
 
-def test_the_command_in_a_new_folder(tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    "arm", ["vgg16_g", pytest.param("resnet50_g", marks=pytest.mark.slow)]
+)
+def test_the_command_in_a_new_folder(tiny_data, tmp_path, arm):
     workdir = tmp_path / "new" / "run"
     arguments = (
-        "--preset=smoke --arm=resnet50_g --dataset=synthetic --width=0.03125 "
+        f"--preset=smoke --arm={arm} --dataset=synthetic --width=0.03125 "
         "--crop_size=64 --batch_size=2 --phase1_steps=2 --phase2_steps=2 "
         "--adversary_warmup_steps=1 --eval_limit=1 --eval_every=2 --panels=0 "
         f"--data_dir={tiny_data} --workdir={workdir}"
