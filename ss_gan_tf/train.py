@@ -17,8 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ss_gan_tf import __version__, checkpoints, stages, summaries
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import checkpoints, stages, summaries
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import evaluate, make_predictor, write_metrics
@@ -311,7 +311,7 @@ def _finite(stage, step, scalars) -> dict[str, float]:
 
 def _describe_run(config, data, data_dir, workdir, networks, weights):
     """Writes RUN/run.json."""
-    packages = ("ss_gan_tf", "tensorflow", "keras", "numpy", "tensorflow-datasets")
+    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
     os.makedirs(workdir, exist_ok=True)
     checkpoints.write_run(
         checkpoints.Run(
@@ -323,7 +323,10 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             ignore_label=data.ignore_label,
             provenance={
                 "weights": weights,
-                "versions": {"python": platform.python_version()}
+                "versions": {
+                    "ss_gan_tf": __version__,
+                    "python": platform.python_version(),
+                }
                 | {name: _version(name) for name in packages},
                 "parameters": {
                     name: model.count_params()
