@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.progress import Progress
+from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import checkpoints, input_pipeline
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
@@ -99,6 +99,7 @@ def evaluate_run(
 
 def main(_):
     """Evaluates as the flags say; exits with 1 and one line when it cannot."""
+    show_own_messages()
     try:
         metrics, path = evaluate_run(
             FLAGS.workdir,
