@@ -21,8 +21,9 @@ from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf import checkpoints, stages, summaries
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import Config
-from ss_gan_tf.evaluate import evaluate, make_predictor, write_metrics
+from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.export import export
+from ss_gan_tf.inference import make_predictor
 from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
 
 Progress = Callable[[str, int, int, dict[str, float]], None]

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "input_pipeline", "stages", "summaries",
+        "inference", "input_pipeline", "stages", "summaries",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
@@ -32,14 +32,15 @@ MAY_IMPORT = {
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {"backbones", "config", "generator"},
-    "evaluate": {"metrics"},
-    "export": {"evaluate"},
-    "predict": {"evaluate", "export", "visualize"},
+    "evaluate": {"inference", "metrics"},
+    "export": {"inference"},
+    "predict": {"export", "inference", "visualize"},
     "summaries": {"visualize"},
     # leaves
     "backbones": set(),
     "config": set(),
     "datasets": set(),
+    "inference": set(),
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
