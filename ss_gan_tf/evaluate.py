@@ -1,8 +1,8 @@
 """From a generator to the numbers of Table 3: predict, count, summarize.
 
-An image is evaluated at its own size, either whole or in overlapping windows whose
-probabilities are averaged (section 2.3).  The counts of all images go into one
-confusion matrix, so memory does not grow with the split.
+An image is evaluated at its own size, with the probabilities that `inference` gives.
+The counts of all images go into one confusion matrix, so memory does not grow with
+the split.
 
 Shapes: B batch, H W pixels, C classes.
 """
@@ -31,6 +31,8 @@ def evaluate(
     mode: str = "whole",
     window: int = 500,
     overlap: float = 1 / 3,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     batch_size: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
     predictor: Predictor | None = None,
@@ -47,6 +49,9 @@ def evaluate(
         mode: "whole" or "sliding".
         window: side of a sliding window, pixels.
         overlap: share of a window that its neighbour sees too, in [0, 1).
+        scales: at which each image is seen, shares of its own size; probabilities
+            are averaged.
+        flip: whether each of them is seen mirrored too.
         batch_size: images in one forward pass, as far as sizes agree; the result does
             not depend on it.
         progress: called with the number of images counted so far, and of all images
@@ -55,7 +60,8 @@ def evaluate(
             handing it in again saves tracing when a run evaluates many times.
 
     Returns:
-        `metrics.summarize` and "num_images", "mode"; for sliding "window", "overlap".
+        `metrics.summarize` and "num_images", "mode", "scales", "flip"; for sliding
+        "window", "overlap" too.
 
     Raises:
         ValueError: for an empty split, or a label out of range (names the image).
@@ -68,6 +74,8 @@ def evaluate(
         mode=mode,
         window=window,
         overlap=overlap,
+        scales=scales,
+        flip=flip,
     )
     matrix = np.zeros((num_classes, num_classes), np.int64)
     num_images, total = 0, int(examples.cardinality())
@@ -86,6 +94,8 @@ def evaluate(
         **metrics.summarize(matrix, class_names),
         "num_images": num_images,
         "mode": mode,
+        "scales": list(scales),
+        "flip": flip,
         **setting,
     }
 

@@ -1,13 +1,14 @@
 """Class probabilities of images of any size: whole, or in sliding windows.
 
 Section 2.3: a photograph is seen in one piece, and a large one in overlapping windows
-whose probabilities are averaged.
+whose probabilities are averaged.  Either may be done at several scales and mirrored,
+which the paper does not do.
 
 Shapes: B batch, H W pixels, C classes.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -52,6 +53,8 @@ def make_predictor(
     mode: str = "whole",
     window: int = 500,
     overlap: float = 1 / 3,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     window_batch: int = 2,
 ) -> Predictor:
     """Inference on batches of images of any size, traced once for all sizes.
@@ -63,14 +66,17 @@ def make_predictor(
         mode: "whole" runs the image in one piece, "sliding" in windows.
         window: side of a window, pixels; smaller images are padded to it.
         overlap: least share of a window that its neighbour sees too, in [0, 1).
+        scales: sizes at which the image is seen, shares of its own; a window keeps
+            its size.  The probabilities are averaged, see `average_views`.
+        flip: whether each of them is seen mirrored too.
         window_batch: windows in one forward pass.
 
     Returns:
         A function: images uint8 [B, H, W, 3] -> probabilities float32 [B, H, W, C].
 
     Raises:
-        ValueError: for another mode, a window or overlap that cannot be, or a generator
-            of another number of classes.
+        ValueError: for another mode, a window, overlap or scale that cannot be, or a
+            generator of another number of classes.
     """
     if generator.output_shape[-1] != num_classes:
         raise ValueError(
@@ -80,6 +86,7 @@ def make_predictor(
         raise ValueError(f"eval mode must be 'whole' or 'sliding', not {mode!r}")
     if mode == "sliding":
         sliding_windows(window, window, overlap)  # refuses nonsense before the work
+    check_scales(scales)
     pad_to = max(window, MIN_SIZE) if mode == "sliding" else MIN_SIZE
     signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
     network = tf.function(make_network(generator, normalize, pad_to), signature)
@@ -88,13 +95,75 @@ def make_predictor(
         return network(tf.convert_to_tensor(images, tf.uint8)).numpy()
 
     def sliding(images):
-        return np.stack([slide(image) for image in np.asarray(images)])
+        bands = sliding_bands(whole, images[0], window, overlap, window_batch)
+        return np.concatenate(list(bands))[np.newaxis]
 
-    def slide(image):
-        bands = sliding_bands(whole, image, window, overlap, window_batch)
-        return np.concatenate(list(bands))
+    def whole_views(images):
+        return average_views(whole, np.asarray(images), scales, flip)
 
-    return whole if mode == "whole" else sliding
+    def sliding_views(images):
+        # One by one: the batch is not held at every scale.
+        one_by_one = np.split(np.asarray(images), len(images))
+        return np.concatenate(
+            [average_views(sliding, image, scales, flip) for image in one_by_one]
+        )
+
+    return whole_views if mode == "whole" else sliding_views
+
+
+def check_scales(scales: Sequence[float]):
+    """Lets scales through that an image can be seen at.
+
+    Raises:
+        ValueError: for none at all, one that is not in 0.1..10, or one given twice.
+    """
+    fits = all(0.1 <= scale <= 10 for scale in scales)
+    if not scales or not fits or len(set(scales)) < len(scales):
+        raise ValueError(
+            f"eval scales must be different numbers from 0.1 to 10, not {scales}"
+        )
+
+
+def average_views(
+    predict: Predictor, images: np.ndarray, scales: Sequence[float], flip: bool
+) -> np.ndarray:
+    """Mean probabilities over scales and mirror images, each with the same weight.
+
+    Images and probabilities are resized bilinearly, like the images in training;
+    the resized image is rounded to whole levels.  What is predicted mirrored is
+    mirrored back.  Memory holds the sum and one view, however many there are.
+
+    Args:
+        predict: images uint8 [B, h, w, 3] -> probabilities float32 [B, h, w, C].
+        images: [B, H, W, 3] uint8.
+        scales: height and width of a view as shares of H and W.
+        flip: whether each is seen mirrored left to right too.
+
+    Returns:
+        [B, H, W, C] float32; the plain `predict(images)` for scale 1 without flip.
+    """
+    size = images.shape[1:3]
+    total = None
+    for scale in scales:
+        view = _resize_images(images, scale)
+        for mirrored in (False, True)[: 1 + flip]:
+            probs = predict(view[:, :, ::-1] if mirrored else view)
+            probs = probs[:, :, ::-1] if mirrored else probs
+            if probs.shape[1:3] != size:
+                probs = tf.image.resize(probs, size).numpy()
+            if total is None:
+                total = np.zeros_like(probs)
+            total += probs
+    total /= len(scales) * (1 + flip)
+    return total
+
+
+def _resize_images(images: np.ndarray, scale: float) -> np.ndarray:
+    """[B, H, W, 3] uint8 at another scale, sizes rounded, at least 1 pixel."""
+    size = [max(1, round(scale * length)) for length in images.shape[1:3]]
+    if tuple(size) == images.shape[1:3]:
+        return images
+    return np.rint(tf.image.resize(images, size).numpy()).astype(np.uint8)
 
 
 def sliding_windows(size: int, window: int, overlap: float) -> list[int]:

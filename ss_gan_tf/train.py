@@ -113,6 +113,8 @@ class _Training:
             mode=config.eval_mode,
             window=config.eval_window,
             overlap=config.eval_overlap,
+            scales=config.eval_scales,
+            flip=config.eval_flip,
         )
 
     def restore(self, plan: list[stages.Stage]) -> int:
@@ -209,6 +211,8 @@ class _Training:
             mode=self.config.eval_mode,
             window=self.config.eval_window,
             overlap=self.config.eval_overlap,
+            scales=self.config.eval_scales,
+            flip=self.config.eval_flip,
             predictor=self.predictor,
         )
 

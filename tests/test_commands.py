@@ -119,6 +119,30 @@ def test_settings_override_the_runs_own(workdir):
     )
 
 
+def test_scales_and_flip_keep_their_own_files(workdir, data_dir):
+    plain, plain_path = evaluate_run(workdir, split="val")
+    assert (plain["scales"], plain["flip"]) == ([1.0], False)
+    flags = "--split=val", "--eval_scales=0.5,1", "--eval_flip"
+    done = command("evaluate", f"--workdir={workdir}", *flags)
+    assert done.returncode == 0, done.stderr
+    path = os.path.join(workdir, "eval", "val-x0.5-x1-flip", "metrics.json")
+    assert path in done.stdout
+    with open(path) as file:
+        metrics = json.load(file)
+    assert (metrics["scales"], metrics["flip"]) == ([0.5, 1.0], True)
+    # Every pixel is road at every scale.
+    assert metrics["confusion_matrix"] == plain["confusion_matrix"]
+    assert os.path.exists(plain_path)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_scales_that_are_no_numbers_are_one_line(name, workdir, data_dir):
+    flags = f"--workdir={workdir}", f"--data_dir={data_dir}", "--eval_scales=1,x"
+    done = command(name, *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: eval_scales=1,x: must be numbers"
+
+
 def test_what_does_not_fit_is_one_clear_error(workdir, data_dir, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no split 'nowhere'.*train, val, test"):
         evaluate_run(workdir, split="nowhere")

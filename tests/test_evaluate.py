@@ -56,12 +56,13 @@ def predictor(generator, **kwargs):
 SIZES = [(40, 48)] * 3 + [(33, 60)] + [(40, 48)] * 2 + [(20, 30)] * 2 + [(70, 33)]
 
 
+@pytest.mark.parametrize("views", [{}, {"scales": (0.75, 1.0), "flip": True}])
 @pytest.mark.parametrize("mode", ["whole", "sliding"])
-def test_result_does_not_depend_on_the_batch_size(mode):
+def test_result_does_not_depend_on_the_batch_size(mode, views):
     examples = random_examples(SIZES)
     generator = small_generator(3)
     # The reference goes image by image, without any of evaluate's batching.
-    predict = predictor(generator, mode=mode, window=36)
+    predict = predictor(generator, mode=mode, window=36, **views)
     matrix = sum(
         metrics.confusion_matrix(
             e["label"], predict(e["image"][None])[0].argmax(-1), 4, 255
@@ -78,10 +79,13 @@ def test_result_does_not_depend_on_the_batch_size(mode):
             mode=mode,
             window=36,
             batch_size=batch_size,
+            **views,
         )
         assert result["num_images"] == len(SIZES)
         assert result["confusion_matrix"] == matrix.tolist()
         assert result["mode"] == mode
+        assert result["scales"] == list(views.get("scales", (1.0,)))
+        assert result["flip"] == views.get("flip", False)
     assert result["num_pixels"] == sum((e["label"] != 255).sum() for e in examples)
     assert ("window" in result) == (mode == "sliding")
 
