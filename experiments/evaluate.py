@@ -6,6 +6,9 @@ The result goes to RUN/eval/SPLIT/metrics.json; of the best checkpoint to SPLIT-
 the first N images to SPLIT-firstN, and with other scales than the run's own to
 SPLIT-xSCALE-xSCALE, mirrored or not to SPLIT-flip or SPLIT-noflip, so that no result
 replaces one of another kind.
+
+--submission=DIR also writes the predictions as the benchmark's server takes them; a
+split without labels then has no figures.
 """
 
 import os
@@ -17,7 +20,7 @@ from absl import app, flags
 
 from experiments.flags import parse_numbers
 from experiments.progress import Progress
-from ss_gan_tf import checkpoints, input_pipeline
+from ss_gan_tf import checkpoints, input_pipeline, submission
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.metrics import format_table
@@ -42,6 +45,7 @@ def define_flags():
         "eval_flip", None, "Average with mirror images; default: the run's own."
     )
     flags.DEFINE_integer("batch_size", 1, "Images of one size at once.", lower_bound=1)
+    flags.DEFINE_string("submission", None, "Gets PNGs for the benchmark's server.")
     flags.DEFINE_integer("limit", 0, "First images only; 0 is all.", lower_bound=0)
 
 
@@ -57,6 +61,7 @@ def evaluate_run(
     flip: bool | None = None,
     batch_size: int = 1,
     limit: int = 0,
+    submission_dir: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Evaluates and writes metrics.json.
@@ -72,6 +77,8 @@ def evaluate_run(
         flip: whether mirror images are averaged too; None for the run's own.
         batch_size: images of one size in one forward pass.
         limit: first images only; 0 is all.
+        submission_dir: gets the predictions for the benchmark's server; None writes
+            none.
         progress: called with the number of images done and of all images.
 
     Returns:
@@ -79,8 +86,9 @@ def evaluate_run(
 
     Raises:
         FileNotFoundError: no run, no checkpoint or no data there.
-        ValueError: no such split, data of other classes than the run's, or a setting
-            that cannot be.
+        FileExistsError: another submission is in its folder.
+        ValueError: no such split, data of other classes than the run's, a setting
+            that cannot be, or no server for the data set.
     """
     run = checkpoints.read_run(workdir)
     prepared = input_pipeline.open_dataset(run.config.dataset, data_dir or run.data_dir)
@@ -94,6 +102,11 @@ def evaluate_run(
     scales = own.eval_scales if scales is None else tuple(scales)
     flip = own.eval_flip if flip is None else flip
     generator, info = checkpoints.load_generator(run, checkpoint)
+    write = None
+    if submission_dir:
+        write = submission.make_writer(
+            own.dataset, submission_dir, split=split, num_classes=len(run.class_names)
+        )
     metrics = evaluate(
         generator,
         examples,
@@ -107,6 +120,7 @@ def evaluate_run(
         flip=flip,
         batch_size=batch_size,
         progress=progress,
+        on_prediction=write,
     )
     info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
     metrics |= {"dataset": own.dataset, "split": split, "limit": limit, **info}
@@ -137,11 +151,17 @@ def main(_):
             flip=FLAGS.eval_flip,
             batch_size=FLAGS.batch_size,
             limit=FLAGS.limit,
+            submission_dir=FLAGS.submission,
             progress=Progress("images"),
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(format_table(metrics))
+    if metrics["num_pixels"]:
+        print(format_table(metrics))
+    else:
+        print(f"{FLAGS.split} has no labels: nothing to score")
+    if FLAGS.submission:
+        print(f"submission: {FLAGS.submission}")
     print(f"{metrics['num_images']} images, {metrics['mode']}: {path}")
 
 

@@ -36,6 +36,7 @@ def evaluate(
     batch_size: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
     predictor: Predictor | None = None,
+    on_prediction: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
     """Eq. 8 over all examples, each counted once at its own size.
 
@@ -58,6 +59,7 @@ def evaluate(
             where the dataset knows it.
         predictor: what `make_predictor` returned for the same generator and settings;
             handing it in again saves tracing when a run evaluates many times.
+        on_prediction: called with each image's name and class ids, [H, W] int64.
 
     Returns:
         `metrics.summarize` and "num_images", "mode", "scales", "flip"; for sliding
@@ -84,6 +86,8 @@ def evaluate(
         probs = predictor(np.stack([example["image"] for example in batch]))
         for example, pred in zip(batch, probs.argmax(axis=-1), strict=True):
             matrix += _count(example, pred, num_classes, ignore_label)
+            if on_prediction:
+                on_prediction(example["name"].decode(errors="replace"), pred)
         num_images += len(batch)
         if progress:
             progress(num_images, total)

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "evaluate": {"inference", "metrics"},
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
+    "submission": {"datasets"},
     "summaries": {"visualize"},
     # leaves
     "backbones": set(),
