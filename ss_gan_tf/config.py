@@ -83,6 +83,8 @@ class Config:
     eval_mode: str = "whole"  # whole | sliding; silent
     eval_window: int = 500  # px, side of a sliding window; Sec. 2.3
     eval_overlap: float = 1 / 3  # share of a window that its neighbour repeats; silent
+    eval_scales: tuple[float, ...] = (1.0,)  # shares of the size, averaged; silent
+    eval_flip: bool = False  # average with the mirror image too; silent
     eval_limit: int = 0  # validation images during training, 0 is all
 
     # --- Bookkeeping ---------------------------------------------------------
@@ -94,6 +96,7 @@ class Config:
 
     def __post_init__(self):
         object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
+        object.__setattr__(self, "eval_scales", tuple(map(float, self.eval_scales)))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -111,6 +114,13 @@ class Config:
             "aspp_rates",
             self.aspp_rates,
             "must be positive integers",
+        )
+        _require(
+            0 < len(set(self.eval_scales)) == len(self.eval_scales)
+            and all(0.1 <= scale <= 10 for scale in self.eval_scales),
+            "eval_scales",
+            self.eval_scales,
+            "must be different numbers in [0.1, 10.0]",
         )
         _require(
             self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
@@ -248,6 +258,8 @@ BOOKKEEPING = (
     "eval_mode",
     "eval_window",
     "eval_overlap",
+    "eval_scales",
+    "eval_flip",
     "eval_limit",
     "log_every",
     "eval_every",

@@ -21,8 +21,9 @@ from ss_gan_tf import __version__, checkpoints, stages, summaries
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import Config
-from ss_gan_tf.evaluate import evaluate, make_predictor, write_metrics
+from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.export import export
+from ss_gan_tf.inference import make_predictor
 from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
 
 _LOG = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class _Training:
             mode=config.eval_mode,
             window=config.eval_window,
             overlap=config.eval_overlap,
+            scales=config.eval_scales,
+            flip=config.eval_flip,
         )
 
     def restore(self, plan: list[stages.Stage]) -> int:
@@ -212,6 +215,8 @@ class _Training:
             mode=self.config.eval_mode,
             window=self.config.eval_window,
             overlap=self.config.eval_overlap,
+            scales=self.config.eval_scales,
+            flip=self.config.eval_flip,
             predictor=self.predictor,
         )
 
