@@ -73,7 +73,8 @@ def test_the_documents_show_every_command():
     shown = {parameters.values[0] for parameters in COMMANDS}
     programs = {
         f"{path.parent.name}.{path.stem}"
-        for path in [*ROOT.glob("experiments/*.py"), ROOT / "data_prep/prepare.py"]
+        for folder in ("experiments", "data_prep")
+        for path in (ROOT / folder).glob("*.py")
         if "app.run(main)" in path.read_text(encoding="utf-8")
     }
     assert shown == programs
