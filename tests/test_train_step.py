@@ -271,12 +271,40 @@ def test_warmup_changes_the_adversary_alone(batch):
     assert step.experimental_get_tracing_count() == 1
 
 
-def test_the_extractor_is_the_adversarys_own_copy():
-    config = Config(backbone_weights="none", width=TINY, arm="vgg16_g")
+@pytest.mark.parametrize("extractor", ["frozen", "trainable", "none"])
+def test_the_extractor_is_the_adversarys_own_copy(extractor):
+    config = Config(
+        arm="vgg16_g", backbone_weights="none", width=TINY, extractor=extractor
+    )
     networks, _ = stages.create_networks(config, ("road", "sky", "tree"))
+    if extractor == "none":
+        assert networks.extractor is None
+        return
     shared = {id(w) for w in networks.generator.weights}
     assert networks.extractor.weights
     assert not shared & {id(w) for w in networks.extractor.weights}
+    # Two convolutions in each of two blocks, kernel and bias.
+    trained = networks.extractor.trainable_variables
+    assert len(trained) == (8 if extractor == "trainable" else 0)
+
+
+def test_a_users_own_extractor_runs_in_inference_mode(batch):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((None, None, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(image))
+    extractor = keras.Model(image, layers.AveragePooling2D(4)(x))
+    generator, adversary = (
+        toy_generator(),
+        build_adversary(C, 8, grid_size=2, width=TINY),
+    )
+    before = snapshot(extractor)
+    step = train_step.make_adversarial_step(
+        generator, adversary, sgd(0.1), sgd(0.1), extractor=extractor
+    )
+    step(*batch)
+    # All that trains has moved, and the moving mean and variance have not.
+    for weight, old in zip(extractor.weights, before, strict=True):
+        assert np.any(weight.numpy() != old) == weight.trainable, weight.path
 
 
 @pytest.mark.parametrize("still", ["generator", "adversary"])
@@ -318,6 +346,54 @@ def test_trainable_extractor_trains_but_for_its_batch_norm(batch):
         if np.any(old != new)
     }
     assert changed == {"conv1_conv"} and "conv1_bn" in paths
+
+
+# --- From config to step -----------------------------------------------------
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What the two functions that make A's steps are given."""
+    calls = {}
+    for name in ("make_warmup_step", "make_adversarial_step"):
+        monkeypatch.setattr(
+            train_step, name, lambda *args, name=name, **kwargs: calls.update(kwargs)
+        )
+    return calls
+
+
+NETWORKS = stages.Networks(None, None)
+
+
+@pytest.mark.parametrize(
+    "lambda_on, weight", [("generator", 1.0), ("adversary", 0.03), ("both", 0.03)]
+)
+def test_warmup_weighs_loss_d_as_phase_2_does(given, lambda_on, weight):
+    config = Config(lambda_adv=0.03, lambda_on=lambda_on, epsilon=0.7)
+    stages.make_warmup_step(config, NETWORKS, {})
+    assert given["loss_weight"] == weight and given["epsilon"] == 0.7
+
+
+def test_phase_2_is_given_every_setting_of_the_config(given):
+    settings = dict(
+        epsilon=0.7,
+        lambda_adv=0.03,
+        lambda_on="both",
+        lambda_ramp_steps=5,
+        adversarial_form="nonsaturating",
+        lambda_max=9.0,
+    )
+    config = Config(generator_lr=0.2, adversary_lr=0.4, phase2_steps=10, **settings)
+    stages.make_phase2_step(config, NETWORKS, {})
+    assert {k: given[k] for k in settings} == settings
+    assert given["gradient_ratio"] is None
+    # To a tenth over 10 steps.
+    for rate, start in (("generator_lr", 0.2), ("adversary_lr", 0.4)):
+        values = [float(given[rate](n)) for n in (0, 10)]
+        assert values == pytest.approx([start, start / 10])
+    by_ratio = Config(adversarial_weighting="gradient_ratio", gradient_ratio=0.3)
+    stages.make_phase2_step(by_ratio, NETWORKS, {})
+    assert given["gradient_ratio"] == 0.3
 
 
 # --- What is refused ---------------------------------------------------------
