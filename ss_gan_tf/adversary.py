@@ -41,7 +41,11 @@ def build_extractor(
 
     Returns:
         Model: normalised image [B, H, W, 3] -> features [B, h, w, F].
+
+    Raises:
+        ValueError: an unknown backbone.
     """
+    backbones.check_backbone(backbone)
     image = keras.Input((None, None, 3), name="image")
     if backbone == "vgg16":
         x = backbones.vgg16_trunk(image, width, num_blocks=2)["block2_pool"]

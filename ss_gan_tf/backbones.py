@@ -36,6 +36,16 @@ def scaled(filters: int, width: float) -> int:
     return max(8, int(round(filters * width / 8)) * 8)
 
 
+def check_backbone(backbone: str):
+    """Refuses what is no backbone.
+
+    Raises:
+        ValueError: the name is neither `vgg16` nor `resnet50`.
+    """
+    if backbone not in _APPLICATIONS:
+        raise ValueError(f"backbone={backbone!r}: must be one of {[*_APPLICATIONS]}")
+
+
 # --- VGG16, Table 1 rows 0-4 -------------------------------------------------
 
 

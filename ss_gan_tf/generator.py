@@ -38,7 +38,11 @@ def build_generator(
     Returns:
         Model: normalised image [B, H, W, 3], H and W at least 32 -> float32 logits
         [B, H, W, C].
+
+    Raises:
+        ValueError: an unknown backbone.
     """
+    backbones.check_backbone(backbone)
     image = keras.Input((None, None, 3), name="image")
     if backbone == "vgg16":
         x = PadToMultiple(32, name="pad", dtype="float32")(image)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from ss_gan_tf import backbones, generator
+from ss_gan_tf.adversary import build_extractor
 from ss_gan_tf.generator import build_generator
 
 TINY = 1 / 32
@@ -370,3 +371,12 @@ def test_transposed_convolution_interpolates_linearly():
     # At the rim the convolution sees zeros beyond the map, the resize its edge.
     inside = np.s_[:, 1:-1, 1:-1]
     np.testing.assert_allclose(enlarged[inside], expected[inside], atol=1e-6)
+
+
+def test_an_unknown_backbone_is_refused():
+    for build in (
+        lambda: build_generator("VGG16", 3),
+        lambda: build_extractor("resnet101"),
+    ):
+        with pytest.raises(ValueError, match="must be one of .*vgg16.*resnet50"):
+            build()
