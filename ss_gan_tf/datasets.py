@@ -21,6 +21,8 @@ class DatasetFacts:
         counts: Split -> number of images of the complete data set; empty when
             any number is right.
         ignore_label: Label value of pixels that belong to no class.
+        table4_classes: The classes that the paper's Table 4 reports, in its order.
+        image_size: (height, width) of every image in pixels; None if sizes differ.
     """
 
     name: str
@@ -28,6 +30,8 @@ class DatasetFacts:
     class_colors: tuple[tuple[int, int, int], ...]
     counts: dict[str, int]
     ignore_label: int = IGNORE_LABEL
+    table4_classes: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Checks that every class has a colour."""
@@ -92,6 +96,14 @@ DATASETS = {
             (250, 170, 30),
         ),
         counts={"train": 400, "val": 60, "test": 60},
+        table4_classes=(
+            "road",
+            "traffic_light",
+            "plants",
+            "sky",
+            "pedestrian",
+            "vehicle",
+        ),
     ),
     # The 11 classes, split and colours of Badrinarayanan et al., SegNet (2017).
     "camvid": DatasetFacts(
@@ -123,5 +135,36 @@ DATASETS = {
             (0, 128, 192),
         ),
         counts={"train": 367, "val": 101, "test": 233},
+        image_size=(360, 480),
+    ),
+    # PASCAL VOC 2012 with the masks of SBD; Sec. 2.1.  trainaug = VOC train and the
+    # 9,118 images of SBD outside VOC train and VOC val.
+    "voc_sbd": DatasetFacts(
+        name="voc_sbd",
+        class_names=(
+            "background",
+            "aeroplane",
+            "bicycle",
+            "bird",
+            "boat",
+            "bottle",
+            "bus",
+            "car",
+            "cat",
+            "chair",
+            "cow",
+            "diningtable",
+            "dog",
+            "horse",
+            "motorbike",
+            "person",
+            "pottedplant",
+            "sheep",
+            "sofa",
+            "train",
+            "tvmonitor",
+        ),
+        class_colors=default_colors(21),
+        counts={"train": 1464, "trainaug": 10582, "val": 1449, "trainval": 2913},
     ),
 }

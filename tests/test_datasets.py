@@ -24,15 +24,19 @@ def test_camvid_is_segnets():
     assert facts.class_colors[facts.class_names.index("car")] == (64, 0, 128)
 
 
-def test_synthetic_has_the_classes_of_table_4():
-    assert {
-        "road",
-        "traffic_light",
-        "plants",
-        "sky",
-        "pedestrian",
-        "vehicle",
-    } < set(DATASETS["synthetic"].class_names)
+def test_table_4_names_classes_of_the_data_set():
+    for facts in DATASETS.values():
+        assert set(facts.table4_classes) <= set(facts.class_names)
+    assert len(DATASETS["synthetic"].table4_classes) == 6
+
+
+def test_voc_is_the_papers():
+    facts = DATASETS["voc_sbd"]
+    assert facts.num_classes == 21  # 20 and background
+    assert facts.class_names[0] == "background" and facts.class_names[15] == "person"
+    assert facts.counts["trainaug"] == facts.counts["train"] + 9118 == 10582
+    assert facts.counts["trainaug"] + facts.counts["val"] == 12031
+    assert facts.counts["trainval"] == facts.counts["train"] + facts.counts["val"]
 
 
 def test_every_class_needs_a_colour():
