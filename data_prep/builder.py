@@ -154,6 +154,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             )
             if self._progress:
                 self._progress(split, count.examples, len(items))
+        self._check_split(split, count)
 
     def _is_partial(self, source: Path, plan: Mapping[str, Sequence[Any]]) -> bool:
         """Whether the source is partial, which has to be allowed."""
@@ -176,6 +177,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 "marks it as partial."
             )
         return bool(short)
+
+    def _check_split(self, split: str, count: summary.SplitCount) -> None:
+        """Refuses a split for what only all of its examples together show."""
+        del split, count
 
     def _closing_notes(self) -> list[str]:
         """What the summary shall say besides its figures, a line each."""

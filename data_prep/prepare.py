@@ -2,6 +2,7 @@
 
     python -m data_prep.prepare --dataset=synthetic --data_dir=DATA
     python -m data_prep.prepare --dataset=voc_sbd --source_dir=VOC --data_dir=DATA
+    python -m data_prep.prepare --dataset=cityscapes --source_dir=CITY --data_dir=DATA
     python -m data_prep.prepare --dataset=camvid --source_dir=CAMVID --data_dir=DATA
     python -m data_prep.prepare --dataset=folder --source_dir=MINE --data_dir=DATA
 
@@ -23,6 +24,7 @@ from data_prep import summary
 from data_prep.archives import SourceError
 from data_prep.builder import ProgressFunction
 from data_prep.camvid.camvid_dataset_builder import Builder as Camvid
+from data_prep.cityscapes.cityscapes_dataset_builder import Builder as Cityscapes
 from data_prep.examples import fingerprint
 from data_prep.folder.folder_dataset_builder import Builder as Folder
 from data_prep.progress import SplitProgress
@@ -33,6 +35,7 @@ from data_prep.voc_sbd.voc_sbd_dataset_builder import Builder as VocSbd
 BUILDERS = {
     "synthetic": Synthetic,
     "voc_sbd": VocSbd,
+    "cityscapes": Cityscapes,
     "camvid": Camvid,
     "folder": Folder,
 }

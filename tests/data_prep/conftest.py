@@ -123,6 +123,56 @@ def layouts():
     return types.SimpleNamespace(**globals())
 
 
+# Frames of the drawn Cityscapes.
+CITY_FRAMES = {
+    "train": ("aachen/aachen_000000_000019", "ulm/ulm_000001_000019"),
+    "val": ("lindau/lindau_000000_000019",),
+    "test": ("bonn/bonn_000000_000019",),
+    "train_extra": ("augsburg/augsburg_000000_000000",),
+}
+CITY_SIZE = (8, 16)
+
+
+def label_ids(frame, kind="gtFine"):
+    seed = [sum(map(ord, frame)), len(kind)]
+    return np.random.default_rng(seed).integers(0, 34, CITY_SIZE, np.uint8)
+
+
+def write_ids(path, ids):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(ids).save(path)
+
+
+@pytest.fixture(scope="session")
+def draw_cityscapes():
+    """Writes Cityscapes as extracted, or packed as published; returns the folder."""
+
+    def draw(root, packed=False, coarse=False):
+        for number, (split, frames) in enumerate(CITY_FRAMES.items()):
+            if split == "train_extra" and not coarse:
+                continue
+            for frame in frames:
+                image = root / "leftImg8bit" / split / f"{frame}_leftImg8bit.png"
+                number += 7
+                write_image(image, number, CITY_SIZE)
+                kinds = {"gtFine"} if split != "train_extra" else set()
+                kinds |= {"gtCoarse"} if coarse and "train" in split else set()
+                for kind in kinds:
+                    folder, stem = root / kind / split, f"{frame}_{kind}"
+                    ids = label_ids(frame, kind)
+                    write_ids(folder / f"{stem}_labelIds.png", ids)
+                    (folder / f"{stem}_polygons.json").write_text("{}")
+        if packed:
+            for part in ("leftImg8bit", "gtFine"):
+                archive = root / f"{part}_trainvaltest.zip"
+                pack_zip(root / part, archive, f"{part}/")
+            if coarse:
+                pack_zip(root / "gtCoarse", root / "gtCoarse.zip", "gtCoarse/")
+        return root
+
+    return draw
+
+
 @pytest.fixture(scope="session")
 def draw_voc():
     """Writes VOC and SBD as extracted, or packed as published; returns the folder."""

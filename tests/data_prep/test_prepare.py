@@ -93,6 +93,6 @@ def test_options_of_other_data_sets(tmp_path):
     with pytest.raises(SourceError, match="num_examples is for synthetic"):
         prepare("camvid", str(tmp_path), str(tmp_path), num_examples=3)
     with pytest.raises(
-        SourceError, match="'cam' is not one of synthetic, voc_sbd, camvid"
+        SourceError, match="'cam' is not one of synthetic, voc_sbd, city"
     ):
         prepare("cam", None, str(tmp_path))
