@@ -8,6 +8,7 @@ of it is kept.
 
 import dataclasses
 import gzip
+import hashlib
 import tarfile
 import zipfile
 import zlib
@@ -155,6 +156,30 @@ def list_zip(path: Path) -> dict[str, File]:
                 _member_reader(path, archive, member),
             )
     return _visible(files)
+
+
+def fingerprint(source: str | Path) -> str:
+    """Identifies a source by the relative paths and sizes of its files.
+
+    Contents are not read: it tells two sources apart, it is no checksum.
+    """
+    root = Path(source)
+    sizes = {root.name: root.stat().st_size}
+    if root.is_dir():
+        sizes = {name: file.size for name, file in list_folder(root).items()}
+    digest = hashlib.sha256()
+    for name in sorted(sizes, key=PurePosixPath):
+        digest.update(f"{name}\t{sizes[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def newest_change(source: str | Path | None) -> int:
+    """When a file of the source was changed last, ns since 1970; 0 for no source."""
+    root = Path(source) if source else None
+    if root is None or not root.exists():
+        return 0
+    files = [root, *(root.rglob("*") if root.is_dir() else ())]
+    return max(path.stat().st_mtime_ns for path in files)
 
 
 def below(files: Files, folder: str) -> dict[str, File]:

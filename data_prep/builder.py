@@ -1,19 +1,19 @@
 """The way of every data set from its source to TFDS' files.
 
-    plan -> room on the disk -> each split: read, check, write -> links -> summary
+    plan -> room on the disk -> each split: read, check, write, keep -> links -> summary
 
 A builder says which examples each split has (`_plan`) and how one is made
 (`_make_example`).  Splits that consist of others (`COMPOSED`) cost neither time nor
 room: their files are links to the files of their parts.
 
-Until the last file is written, everything lies in a folder that does not look
-prepared; TFDS renames it at the very end.
+Until the last file is written, everything lies in folders that do not look prepared;
+TFDS renames its own at the very end.  A run that is interrupted leaves its finished
+splits to the next one, see `staging`.
 """
 
 import abc
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from data_prep import examples, summary
 from data_prep.archives import SourceError
+from data_prep.staging import Staging, link
 from data_prep.workers import ordered_map
 from ss_gan_tf.datasets import DatasetFacts
 
@@ -54,6 +55,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         allow_partial: bool = False,
         mirror: str | None = None,
         progress: ProgressFunction | None = None,
+        staging: Staging | None = None,
         **kwargs,
     ):
         """Takes what `data_prep.prepare` offers besides TFDS' own arguments.
@@ -65,14 +67,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             mirror: Address below which the archives lie under their original names;
                 None for the data set's own.
             progress: Told how far a split is.
+            staging: Keeps finished splits; None to keep none.
             **kwargs: Of `tfds.core.GeneratorBasedBuilder`.
         """
         self._source_dir = source_dir
         self._allow_partial = allow_partial
         self._mirror = mirror
         self._progress = progress
+        self._staging = staging
         self._planned: dict[str, Sequence[Any]] = {}
         self._counts: dict[str, summary.SplitCount] = {}
+        self._notes: dict[str, list[str]] = {}
         super().__init__(**kwargs)
 
     @abc.abstractmethod
@@ -110,12 +115,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         partial = self._is_partial(source, plan)
         if not plan:
             raise SourceError(f"{source}: holds no example.")
-        self._check_room(plan)
-        infos = {}
-        for split, items in plan.items():
+        infos = self._restore(plan)
+        missing = {name: plan[name] for name in plan if name not in infos}
+        self._check_room(missing)
+        for split, items in missing.items():
             self._planned = {split: items}
             super()._download_and_prepare(dl_manager, download_config)
             infos[split] = self.info.splits[split]
+            self._keep(infos[split])
         for name, parts in self.COMPOSED.items():
             if set(parts) <= infos.keys():
                 infos[name] = self._link(name, [infos[part] for part in parts])
@@ -134,7 +141,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             self.info.metadata["class_names"],
             {name: self._counts[name] for name in infos},
             partial=partial,
-            notes=self._closing_notes(),
+            notes=[note for split in plan for note in self._notes[split]],
         )
         summary.write(result, Path(self.data_path))
 
@@ -154,7 +161,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             )
             if self._progress:
                 self._progress(split, count.examples, len(items))
-        self._check_split(split, count)
+        self._notes[split] = self._finish_split(split, count)
 
     def _is_partial(self, source: Path, plan: Mapping[str, Sequence[Any]]) -> bool:
         """Whether the source is partial, which has to be allowed."""
@@ -178,12 +185,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             )
         return bool(short)
 
-    def _check_split(self, split: str, count: summary.SplitCount) -> None:
-        """Refuses a split for what only all of its examples together show."""
-        del split, count
+    def _finish_split(self, split: str, count: summary.SplitCount) -> list[str]:
+        """Looks at a split as a whole, before it counts as written.
 
-    def _closing_notes(self) -> list[str]:
-        """What the summary shall say besides its figures, a line each."""
+        Returns:
+            What the summary shall say besides its figures, a line each.
+
+        Raises:
+            SourceError: All examples together show a mistake that none shows alone.
+        """
+        del split, count
         return []
 
     def _where_short(self, split: str) -> str:
@@ -202,6 +213,39 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 f"{needed / GIB:.2f} GiB are needed."
             )
 
+    def _keep(self, info: tfds.core.SplitInfo) -> None:
+        """Leaves a finished split to the next run, should this one be interrupted."""
+        if not self._staging:
+            return
+        facts = {
+            "shard_lengths": [int(length) for length in info.shard_lengths],
+            "num_bytes": int(info.num_bytes),
+            "count": self._counts[info.name].to_dict(256),
+            "notes": self._notes[info.name],
+        }
+        files = [Path(path) for path in info.filepaths]
+        self._staging.keep(info.name, files, facts)
+
+    def _restore(self, plan: Iterable[str]) -> dict[str, tfds.core.SplitInfo]:
+        """The splits that an interrupted run has finished."""
+        infos = {}
+        for split in plan if self._staging else ():
+            if facts := self._staging.restore(split, Path(self.data_path)):
+                self._counts[split] = summary.SplitCount.from_dict(facts["count"])
+                self._notes[split] = facts["notes"]
+                infos[split] = tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=facts["shard_lengths"],
+                    num_bytes=facts["num_bytes"],
+                    filename_template=tfds.core.ShardedFileTemplate(
+                        dataset_name=self.name,
+                        data_dir=self.data_path,
+                        split=split,
+                        filetype_suffix=self.info.file_format.file_suffix,
+                    ),
+                )
+        return infos
+
     def _link(
         self, name: str, parts: Sequence[tfds.core.SplitInfo]
     ) -> tfds.core.SplitInfo:
@@ -209,11 +253,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         files = [path for part in parts for path in part.filepaths]
         template = parts[0].filename_template.replace(split=name)
         for index, file in enumerate(files):
-            link = template.sharded_filepath(shard_index=index, num_shards=len(files))
-            try:
-                os.link(file, link)
-            except OSError:  # not every file system can
-                shutil.copyfile(file, link)
+            target = template.sharded_filepath(shard_index=index, num_shards=len(files))
+            link(file, target)
         return tfds.core.SplitInfo(
             name=name,
             shard_lengths=[n for part in parts for n in part.shard_lengths],

@@ -7,17 +7,16 @@ that names file, value and rule.
 """
 
 import dataclasses
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_prep.archives import File, Files, SourceError, list_folder
+from data_prep.archives import File, Files, SourceError
 from ss_gan_tf.datasets import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -103,21 +102,6 @@ def metadata(
         "class_colors": [list(color) for color in class_colors],
         "ignore_label": IGNORE_LABEL,
     }
-
-
-def fingerprint(source: str | Path) -> str:
-    """Identifies a source by the relative paths and sizes of its files.
-
-    Contents are not read: it tells two sources apart, it is no checksum.
-    """
-    root = Path(source)
-    sizes = {root.name: root.stat().st_size}
-    if root.is_dir():
-        sizes = {name: file.size for name, file in list_folder(root).items()}
-    digest = hashlib.sha256()
-    for name in sorted(sizes, key=PurePosixPath):
-        digest.update(f"{name}\t{sizes[name]}\n".encode())
-    return digest.hexdigest()
 
 
 def match_pairs(where: str, images: Files, labels: Files) -> list[Pair]:

@@ -9,7 +9,8 @@
 writes DATA/NAME/VERSION (TFDS, ArrayRecord files, and a summary) and prints what is in
 it.  SOURCE is a folder with the original archives or with what they contain; nothing
 has to be extracted.  A mistake in the source ends it with one line that names file,
-value and rule, and leaves nothing behind that looks prepared.
+value and rule, and leaves nothing behind that looks prepared.  A run that is
+interrupted goes on with the first split that it has not finished.
 """
 
 import errno
@@ -21,15 +22,16 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 from data_prep import summary
-from data_prep.archives import SourceError
+from data_prep.archives import SourceError, fingerprint, newest_change
 from data_prep.builder import ProgressFunction
 from data_prep.camvid.camvid_dataset_builder import Builder as Camvid
 from data_prep.cityscapes.cityscapes_dataset_builder import Builder as Cityscapes
-from data_prep.examples import fingerprint
 from data_prep.folder.folder_dataset_builder import Builder as Folder
 from data_prep.progress import SplitProgress
+from data_prep.staging import Staging, alone_in
 from data_prep.synthetic.synthetic_dataset_builder import Builder as Synthetic
 from data_prep.synthetic.synthetic_dataset_builder import split_counts
+from data_prep.verify import verify
 from data_prep.voc_sbd.voc_sbd_dataset_builder import Builder as VocSbd
 
 BUILDERS = {
@@ -59,6 +61,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
         "mirror", None, "Address below which missing archives lie; default: their own."
+    )
+    flags.DEFINE_bool(
+        "verify", False, "Then read what is prepared and check every example."
     )
     flags.DEFINE_integer(
         "num_examples", None, "Training scenes of synthetic; the default is 400."
@@ -105,26 +110,42 @@ def prepare(
     origin = _origin(dataset, source_dir, num_examples, prepared)
     if BUILDERS[dataset].DOWNLOADABLE and not source_dir:
         source_dir = str(Path(data_dir) / "downloads")
-    builder = BUILDERS[dataset](data_dir=data_dir, source_dir=source_dir, **options)
     if prepared:
+        builder = BUILDERS[dataset](data_dir=data_dir)
         _check_is_the_same(builder, origin, allow_partial)
         return builder
-    builder.info.metadata["origin"] = origin
-    # TFDS wants a folder for downloads; the builders see to their own.
-    with tempfile.TemporaryDirectory() as downloads:
-        try:
-            builder.download_and_prepare(
-                file_format="array_record",
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-            )
-        except Exception as error:
-            if not _is_disk_full(error):
-                raise
-            raise SourceError(
-                f"{data_dir}: the disk is full; nothing was prepared."
-            ) from error
+    folder = Path(data_dir) / dataset
+    with alone_in(folder), tempfile.TemporaryDirectory() as downloads:
+        staging = Staging(
+            folder / f"unfinished-{BUILDERS[dataset].VERSION}",
+            f"{origin} {newest_change(source_dir)} {allow_partial}",
+        )
+        builder = BUILDERS[dataset](
+            data_dir=data_dir, source_dir=source_dir, staging=staging, **options
+        )
+        builder.info.metadata["origin"] = origin
+        _write(builder, downloads, staging)
     return builder
+
+
+def _write(builder: tfds.core.DatasetBuilder, downloads: str, staging: Staging) -> None:
+    """Runs the builder; what it has finished outlives everything but a mistake."""
+    try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_dir=downloads,  # TFDS wants one; builders see to their own
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    except SourceError:
+        staging.remove()
+        raise
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        raise SourceError(
+            f"{builder.data_dir_root}: the disk is full; nothing was prepared."
+        ) from error
+    staging.remove()
 
 
 def describe(builder: tfds.core.DatasetBuilder) -> str:
@@ -194,9 +215,13 @@ def main(argv: list[str]) -> None:
             mirror=FLAGS.mirror,
             progress=SplitProgress(),
         )
+        print(f"{done}: {describe(builder)}")
+        if FLAGS.verify:
+            totals = verify(Path(builder.data_dir), SplitProgress())
+            number = sum(total.examples for total in totals.values())
+            print(f"Verified: {number} examples of {len(totals)} splits")
     except (SourceError, OSError) as error:
         sys.exit(f"prepare: {error}")
-    print(f"{done}: {describe(builder)}")
 
 
 if __name__ == "__main__":

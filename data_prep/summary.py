@@ -76,7 +76,7 @@ class SplitCount:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "SplitCount":
-        """The inverse of `to_dict`, but for the images with ignored pixels."""
+        """The inverse of `to_dict`, as far as it goes: all of it with 256 classes."""
         count = cls(stored["examples"], tuple(stored["height"]), tuple(stored["width"]))
         num_classes = len(stored["class_pixels"])
         count.pixels[:num_classes] = stored["class_pixels"]

@@ -137,13 +137,14 @@ class Builder(PairBuilder):
             check_agrees(other, examples.read_ids(other), label)
         return label
 
-    def _check_split(self, split: str, count: SplitCount) -> None:
+    def _finish_split(self, split: str, count: SplitCount) -> list[str]:
         # TrainIds end at 18; of labelIds up to there come the first six classes.
         if count.pixels[:19].sum() and not count.pixels[6:19].sum():
             raise SourceError(
                 f"{self._source}: no labelIds file of {split} holds an id above 18; "
                 "these look like trainIds, and labelIds (0 to 33) belong there."
             )
+        return []
 
     def _where_short(self, split: str) -> str:
         expected, found = CITYSCAPES_CITIES.get(split), self._cities.get(split)

@@ -20,6 +20,7 @@ from data_prep import archives, downloads, examples
 from data_prep.archives import File, Files, SourceError
 from data_prep.builder import PairBuilder
 from data_prep.examples import Pair
+from data_prep.summary import SplitCount
 from ss_gan_tf.datasets import DATASETS, IGNORE_LABEL
 
 VOC = downloads.Archive(
@@ -152,8 +153,8 @@ class Builder(PairBuilder):
                 self._differing.append(pair.name)
         return label
 
-    def _closing_notes(self) -> list[str]:
-        if not self._compared:
+    def _finish_split(self, split: str, count: SplitCount) -> list[str]:
+        if not (split == "sbd" and self._compared):
             return []
         which = f", {min(self._differing)} the first" if self._differing else ""
         return [

@@ -2,13 +2,20 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 
 import pytest
 
 from data_prep import archives
-from data_prep.archives import SourceError, find_root, open_source
+from data_prep.archives import (
+    SourceError,
+    find_root,
+    fingerprint,
+    newest_change,
+    open_source,
+)
 
 FILES = {"a/x.txt": b"first", "a/b/y.bin": bytes(range(256)) * 9, "z.txt": b""}
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -164,3 +171,22 @@ def test_root_is_the_shallowest():
     assert find_root(files, "x/y.txt") == "a"
     assert find_root({"x/y.txt": None}, "x/y.txt") == ""
     assert find_root(files, "q.txt") is None
+
+
+def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
+    one, two = draw_folder(tmp_path / "one"), draw_folder(tmp_path / "two")
+    assert fingerprint(one) == fingerprint(two)
+    (two / "classes.txt").write_text("other\n")
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one / "classes.txt") != fingerprint(two / "classes.txt")
+
+
+def test_newest_change(tmp_path):
+    for name, moment in (("a/x", 5), ("y", 9)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (moment, moment))
+    os.utime(tmp_path / "a", (1, 1))
+    os.utime(tmp_path, (1, 1))
+    assert newest_change(tmp_path) == newest_change(str(tmp_path / "y")) == 9 * 10**9
+    assert newest_change(None) == newest_change(tmp_path / "nowhere") == 0

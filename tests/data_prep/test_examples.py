@@ -10,7 +10,6 @@ from PIL import Image
 
 from data_prep import archives, examples
 from data_prep.archives import File, SourceError
-from data_prep.examples import fingerprint
 
 
 def as_file(path):
@@ -286,11 +285,3 @@ def test_two_images_of_one_name(train):
 
 def test_nothing_to_match(tmp_path):
     fails(f"{tmp_path}: holds no .jpg or", match, tmp_path, tmp_path)
-
-
-def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
-    one, two = draw_folder(tmp_path / "one"), draw_folder(tmp_path / "two")
-    assert fingerprint(one) == fingerprint(two)
-    (two / "classes.txt").write_text("other\n")
-    assert fingerprint(one) != fingerprint(two)
-    assert fingerprint(one / "classes.txt") != fingerprint(two / "classes.txt")

@@ -26,12 +26,14 @@ def run(*flags):
 
 def test_command_prepares_says_so_and_does_it_once(tmp_path):
     flags = ["--dataset=synthetic", f"--data_dir={tmp_path}", "--num_examples=4"]
-    first, second = run(*flags), run(*flags)
+    first, second = run(*flags), run(*flags, "--verify")
     assert first.returncode == second.returncode == 0, first.stderr
     assert f"Prepared: synthetic in {tmp_path}/synthetic/1.0.0" in first.stdout
     assert "train: 4 examples (of 400)" in first.stdout
     assert "7 classes: road, building" in first.stdout
     assert "Already prepared: synthetic" in second.stdout
+    assert "Verified: 6 examples of 3 splits" in second.stdout
+    assert "val: 1 of 1 examples, 00:00:00 left" in first.stderr
     prepared = input_pipeline.open_dataset("synthetic", str(tmp_path))
     assert prepared.split_sizes == {"train": 4, "val": 1, "test": 1}
     # No folder of downloads, nothing unfinished.
