@@ -116,8 +116,8 @@ def match_pairs(where: str, images: Files, labels: Files) -> list[Pair]:
         SourceError: There is no image, an image or a label has no partner, or two
             images share a name.
     """
-    images = _by_name(images, IMAGE_SUFFIXES)
-    labels = _by_name(labels, (".png",))
+    images = by_name(images, IMAGE_SUFFIXES)
+    labels = by_name(labels, (".png",))
     if not images:
         raise SourceError(f"{where}: holds no {' or '.join(IMAGE_SUFFIXES)} file.")
     for name in sorted(images.keys() ^ labels.keys()):
@@ -130,6 +130,23 @@ def match_pairs(where: str, images: Files, labels: Files) -> list[Pair]:
             f"{'|'.join(IMAGE_SUFFIXES)} is missing."
         )
     return [Pair(name, images[name], labels[name]) for name in sorted(images)]
+
+
+def by_name(files: Files, suffixes: Sequence[str]) -> dict[str, File]:
+    """Relative name without suffix -> file, of the files with these suffixes.
+
+    Raises:
+        SourceError: Two files share a name.
+    """
+    found = {}
+    for path, file in files.items():
+        if file.suffix not in suffixes:
+            continue
+        name = str(PurePosixPath(path).with_suffix(""))
+        if name in found:
+            raise SourceError(f"{file.where}: {found[name].where} has the same name.")
+        found[name] = file
+    return found
 
 
 def encode_pair(
@@ -302,18 +319,6 @@ def _decode(file: File, encoded: bytes) -> Image.Image:
             f"{file.where}: is not a readable image ({reason})."
         ) from error
     return image
-
-
-def _by_name(files: Files, suffixes: Sequence[str]) -> dict[str, File]:
-    found = {}
-    for path, file in files.items():
-        if file.suffix not in suffixes:
-            continue
-        name = str(PurePosixPath(path).with_suffix(""))
-        if name in found:
-            raise SourceError(f"{file.where}: {found[name].where} has the same name.")
-        found[name] = file
-    return found
 
 
 def _size(shape: Sequence[int]) -> str:

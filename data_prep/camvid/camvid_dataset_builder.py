@@ -1,19 +1,20 @@
 """CamVid: driving scenes with 11 classes, in the layout of the SegNet tutorial.
 
-{train,val,test}/ID.png|jpg
-{train,val,test}annot/ID.png    ids 0..10, and 11 for unlabelled
+    {train,val,test}/ID.png|jpg
+    {train,val,test}annot/ID.png    ids 0..10, and 11 for unlabelled
 
-at any depth of SOURCE, which may be a folder or an archive.
+in SOURCE or in a folder of it.  SOURCE may be an archive, or hold just one: the
+tutorial's repository as GitHub packs it will do.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep import archives, examples
-from data_prep.archives import SourceError
+from data_prep.archives import ARCHIVE_SUFFIXES, Files, SourceError
 from data_prep.builder import PairBuilder
 from data_prep.examples import Pair
 from ss_gan_tf.datasets import DATASETS
@@ -32,6 +33,14 @@ class Builder(PairBuilder):
 
     def _plan(self, source: Path) -> dict[str, Sequence[Pair]]:
         files = archives.open_source(source)
+        root = find_camvid(files)
+        if root is None:
+            packed = [name for name in files if name.endswith(ARCHIVE_SUFFIXES)]
+            if len(packed) == 1:
+                source = source / packed[0]
+                files = archives.open_source(source)
+                root = find_camvid(files)
+        source, files = source / (root or ""), archives.below(files, root or "")
         plan = {}
         for split in self.FACTS.counts:
             parts = {}
@@ -45,3 +54,13 @@ class Builder(PairBuilder):
     def _read_label(self, pair: Pair) -> np.ndarray:
         remap = {UNLABELLED: self.FACTS.ignore_label}
         return examples.read_label(pair.label, self.FACTS.num_classes, remap)
+
+
+def find_camvid(files: Files) -> str | None:
+    """The folder that holds trainannot/, or one of the others; None if none does."""
+    folders = {str(PurePosixPath(name).parent) for name in files}
+    for split in DATASETS["camvid"].counts:
+        for folder in sorted(folders, key=len):
+            if PurePosixPath(folder).name == f"{split}annot":
+                return str(PurePosixPath(folder).parent).removeprefix(".")
+    return None

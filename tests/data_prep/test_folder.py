@@ -64,6 +64,55 @@ def fails(message, function, *arguments):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+# --- As VOC has it --------------------------------------------------------------
+
+
+@pytest.fixture
+def voc_like(draw_folder, tmp_path):
+    """Two images in VOC's layout, each in one list, and one in a third."""
+    source = draw_folder(tmp_path / "voc_like")
+    for kind, folder in (("images", "JPEGImages"), ("labels", "SegmentationClass")):
+        shutil.move(source / kind / "train", source / folder)
+        shutil.rmtree(source / kind)
+    lists = source / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, names in (("train", "a/x\n"), ("val", "y\n"), ("both", "y\n\na/x")):
+        (lists / f"{split}.txt").write_text(names)
+    return source
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_voc_layout(voc_like, layouts, tmp_path, packed):
+    expected = np.asarray(Image.open(voc_like / "SegmentationClass" / "a" / "x.png"))
+    source, data = voc_like, str(tmp_path / "data")
+    if packed:
+        source = tmp_path / "mine.zip"
+        layouts.pack_zip(voc_like, source, "mine/")
+    prepare("folder", str(source), data)
+    prepared = input_pipeline.open_dataset("folder", data)
+    assert prepared.split_sizes == {"both": 2, "train": 1, "val": 1}
+    assert [example["name"] for example in prepared.source("both")] == [b"y", b"a/x"]
+    label = Image.open(io.BytesIO(prepared.source("train")[0]["label"]))
+    np.testing.assert_array_equal(label, expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEGImages", "SegmentationClass"])
+def test_list_that_names_what_is_missing(voc_like, tmp_path, kind):
+    shutil.rmtree(voc_like / kind / "a")
+    message = f"both.txt: names a/x, but {voc_like}/{kind}/a/x with its suffix is miss"
+    fails(message, prepare, "folder", str(voc_like), str(tmp_path / "data"))
+
+
+def test_list_that_is_empty(voc_like, tmp_path):
+    path = voc_like / "ImageSets" / "Segmentation" / "val.txt"
+    path.write_text("\n")
+    message = f"{path}: the list is empty"
+    fails(message, prepare, "folder", str(voc_like), str(tmp_path / "data"))
+
+
+# --- Splits and classes ---------------------------------------------------------
+
+
 def test_splits_are_the_folders(source):
     assert find_splits(source) == ["train", "val"]
 
