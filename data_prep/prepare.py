@@ -47,12 +47,17 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags; importing the module defines none."""
-    flags.DEFINE_enum("dataset", None, list(BUILDERS), "What to prepare.")
+    flags.DEFINE_enum(
+        "dataset", None, list(BUILDERS), "What to prepare.", required=True
+    )
     flags.DEFINE_string(
         "source_dir", None, "Folder of the original files; synthetic needs none."
     )
     flags.DEFINE_string(
-        "data_dir", None, "Where prepared data sets live; as for experiments.train."
+        "data_dir",
+        None,
+        "Where prepared data sets live; as for experiments.train.",
+        required=True,
     )
     flags.DEFINE_bool(
         "allow_partial",
@@ -68,7 +73,6 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "num_examples", None, "Training scenes of synthetic; the default is 400."
     )
-    flags.mark_flags_as_required(["dataset", "data_dir"])
 
 
 def prepare(

@@ -84,13 +84,13 @@ def write_mat(path, ids):
     scipy.io.savemat(path, {"GTcls": inside}, do_compression=True)
 
 
-def voc_ids(image_id, classes=(0, 1, 15, 20, 255)):
+def voc_ids(image_id, size=VOC_SIZE, classes=(0, 1, 15, 20, 255)):
     seed = int(image_id.replace("_", ""))
-    return np.random.default_rng(seed).choice(np.uint8(classes), VOC_SIZE)
+    return np.random.default_rng(seed).choice(np.uint8(classes), size)
 
 
-def sbd_ids(image_id):
-    return voc_ids(image_id, (0, 2, 20))
+def sbd_ids(image_id, size=VOC_SIZE):
+    return voc_ids(image_id, size, (0, 2, 20))
 
 
 def pack_tar(folder, path, mode="w"):
@@ -133,9 +133,9 @@ CITY_FRAMES = {
 CITY_SIZE = (8, 16)
 
 
-def label_ids(frame, kind="gtFine"):
+def label_ids(frame, kind="gtFine", size=CITY_SIZE):
     seed = [sum(map(ord, frame)), len(kind)]
-    return np.random.default_rng(seed).integers(0, 34, CITY_SIZE, np.uint8)
+    return np.random.default_rng(seed).integers(0, 34, size, np.uint8)
 
 
 def write_ids(path, ids):
@@ -147,19 +147,19 @@ def write_ids(path, ids):
 def draw_cityscapes():
     """Writes Cityscapes as extracted, or packed as published; returns the folder."""
 
-    def draw(root, packed=False, coarse=False):
+    def draw(root, packed=False, coarse=False, size=CITY_SIZE):
         for number, (split, frames) in enumerate(CITY_FRAMES.items()):
             if split == "train_extra" and not coarse:
                 continue
             for frame in frames:
                 image = root / "leftImg8bit" / split / f"{frame}_leftImg8bit.png"
                 number += 7
-                write_image(image, number, CITY_SIZE)
+                write_image(image, number, size)
                 kinds = {"gtFine"} if split != "train_extra" else set()
                 kinds |= {"gtCoarse"} if coarse and "train" in split else set()
                 for kind in kinds:
                     folder, stem = root / kind / split, f"{frame}_{kind}"
-                    ids = label_ids(frame, kind)
+                    ids = label_ids(frame, kind, size)
                     write_ids(folder / f"{stem}_labelIds.png", ids)
                     (folder / f"{stem}_polygons.json").write_text("{}")
         if packed:
@@ -177,7 +177,7 @@ def draw_cityscapes():
 def draw_voc():
     """Writes VOC and SBD as extracted, or packed as published; returns the folder."""
 
-    def draw(root, packed=False):
+    def draw(root, packed=False, size=VOC_SIZE):
         voc = root / "VOCdevkit" / "VOC2012"
         lists = voc / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True)
@@ -185,15 +185,15 @@ def draw_voc():
             (lists / f"{split}.txt").write_text("".join(f"{i}\n" for i in ids))
             for image_id in ids:
                 path = voc / "SegmentationClass" / f"{image_id}.png"
-                write_palette(path, voc_ids(image_id))
+                write_palette(path, voc_ids(image_id, size))
         (lists / "trainval.txt").write_text("\n".join(VOC_TRAIN + VOC_VAL))
         for number, image_id in enumerate(VOC_TRAIN + VOC_VAL + SBD_ONLY):
             path = voc / "JPEGImages" / f"{image_id}.jpg"
-            write_image(path, number, VOC_SIZE, quality=80)
+            write_image(path, number, size, quality=80)
         sbd = root / "benchmark_RELEASE" / "dataset"
         for split, ids in (("train", SBD_TRAIN), ("val", SBD_VAL)):
             for image_id in ids:
-                write_mat(sbd / "cls" / f"{image_id}.mat", sbd_ids(image_id))
+                write_mat(sbd / "cls" / f"{image_id}.mat", sbd_ids(image_id, size))
                 jpeg = voc / "JPEGImages" / f"{image_id}.jpg"
                 (sbd / "img").mkdir(exist_ok=True)
                 shutil.copy(jpeg, sbd / "img")
