@@ -3,18 +3,24 @@ r"""Evaluates a run's generator: eq. 8, a table of named classes and metrics.jso
 python -m experiments.evaluate --workdir=RUN --split=test
 
 The result goes to RUN/eval/SPLIT/metrics.json; of the best checkpoint to SPLIT-best, of
-the first N images to SPLIT-firstN, so that no result replaces one of another kind.
+the first N images to SPLIT-firstN, and with other scales than the run's own to
+SPLIT-xSCALE-xSCALE, mirrored or not to SPLIT-flip or SPLIT-noflip, so that no result
+replaces one of another kind.
+
+--submission=DIR also writes the predictions as the benchmark's server takes them; a
+split without labels then has no figures.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from experiments.progress import Progress
-from ss_gan_tf import checkpoints, input_pipeline
+from experiments.flags import parse_numbers
+from experiments.progress import Progress, show_own_messages
+from ss_gan_tf import checkpoints, input_pipeline, submission
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.metrics import format_table
@@ -32,7 +38,14 @@ def define_flags():
         "eval_mode", None, ["whole", "sliding"], "Default: the run's own."
     )
     flags.DEFINE_float("eval_overlap", None, "Window overlap; default: the run's own.")
+    flags.DEFINE_list(
+        "eval_scales", None, "Such as 0.75,1,1.25, averaged; default: the run's own."
+    )
+    flags.DEFINE_bool(
+        "eval_flip", None, "Average with mirror images; default: the run's own."
+    )
     flags.DEFINE_integer("batch_size", 1, "Images of one size at once.", lower_bound=1)
+    flags.DEFINE_string("submission", None, "Gets PNGs for the benchmark's server.")
     flags.DEFINE_integer("limit", 0, "First images only; 0 is all.", lower_bound=0)
 
 
@@ -44,8 +57,11 @@ def evaluate_run(
     data_dir: str | None = None,
     mode: str | None = None,
     overlap: float | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
     batch_size: int = 1,
     limit: int = 0,
+    submission_dir: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Evaluates and writes metrics.json.
@@ -57,8 +73,12 @@ def evaluate_run(
         data_dir: prepared data; None for the run's own.
         mode: "whole" or "sliding"; None for the run's own.
         overlap: of sliding windows, in [0, 1); None for the run's own.
+        scales: at which each image is seen; None for the run's own.
+        flip: whether mirror images are averaged too; None for the run's own.
         batch_size: images of one size in one forward pass.
         limit: first images only; 0 is all.
+        submission_dir: gets the predictions for the benchmark's server; None writes
+            none.
         progress: called with the number of images done and of all images.
 
     Returns:
@@ -66,7 +86,9 @@ def evaluate_run(
 
     Raises:
         FileNotFoundError: no run, no checkpoint or no data there.
-        ValueError: no such split, or data of other classes than the run's.
+        FileExistsError: another submission is in its folder.
+        ValueError: no such split, data of other classes than the run's, a setting
+            that cannot be, or no server for the data set.
     """
     run = checkpoints.read_run(workdir)
     prepared = input_pipeline.open_dataset(run.config.dataset, data_dir or run.data_dir)
@@ -76,22 +98,37 @@ def evaluate_run(
             f"{', '.join(prepared.class_names)}"
         )
     examples = input_pipeline.eval_examples(prepared, split, limit=limit or None)
+    own = run.config
+    scales = own.eval_scales if scales is None else tuple(scales)
+    flip = own.eval_flip if flip is None else flip
     generator, info = checkpoints.load_generator(run, checkpoint)
+    write = None
+    if submission_dir:
+        write = submission.make_writer(
+            own.dataset, submission_dir, split=split, num_classes=len(run.class_names)
+        )
     metrics = evaluate(
         generator,
         examples,
         class_names=run.class_names,
         ignore_label=prepared.ignore_label,
         normalize=normalize,
-        mode=run.config.eval_mode if mode is None else mode,
-        window=run.config.eval_window,
-        overlap=run.config.eval_overlap if overlap is None else overlap,
+        mode=own.eval_mode if mode is None else mode,
+        window=own.eval_window,
+        overlap=own.eval_overlap if overlap is None else overlap,
+        scales=scales,
+        flip=flip,
         batch_size=batch_size,
         progress=progress,
+        on_prediction=write,
     )
     info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
-    metrics |= {"dataset": run.config.dataset, "split": split, "limit": limit, **info}
+    metrics |= {"dataset": own.dataset, "split": split, "limit": limit, **info}
     kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
+    if scales != own.eval_scales:
+        kind += "".join(f"-x{scale:g}" for scale in scales)
+    if flip != own.eval_flip:
+        kind += "-flip" if flip else "-noflip"
     path = os.path.join(workdir, "eval", split + kind, "metrics.json")
     write_metrics(metrics, path)
     return metrics, path
@@ -99,7 +136,11 @@ def evaluate_run(
 
 def main(_):
     """Evaluates as the flags say; exits with 1 and one line when it cannot."""
+    show_own_messages()
     try:
+        scales = FLAGS.eval_scales
+        if scales is not None:
+            scales = parse_numbers("eval_scales", scales, float)
         metrics, path = evaluate_run(
             FLAGS.workdir,
             split=FLAGS.split,
@@ -107,13 +148,21 @@ def main(_):
             data_dir=FLAGS.data_dir,
             mode=FLAGS.eval_mode,
             overlap=FLAGS.eval_overlap,
+            scales=scales,
+            flip=FLAGS.eval_flip,
             batch_size=FLAGS.batch_size,
             limit=FLAGS.limit,
+            submission_dir=FLAGS.submission,
             progress=Progress("images"),
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(format_table(metrics))
+    if metrics["num_pixels"]:
+        print(format_table(metrics))
+    else:
+        print(f"{FLAGS.split} has no labels: nothing to score")
+    if FLAGS.submission:
+        print(f"submission: {FLAGS.submission}")
     print(f"{metrics['num_images']} images, {metrics['mode']}: {path}")
 
 

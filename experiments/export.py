@@ -10,6 +10,7 @@ import sys
 from absl import app, flags
 
 import ss_gan_tf
+from experiments.progress import show_own_messages
 from ss_gan_tf import checkpoints
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.export import export
@@ -58,6 +59,7 @@ def export_run(workdir: str, output_dir: str, checkpoint: str = "last"):
 
 def main(_):
     """Exports as the flags say; exits with 1 and one line when it cannot."""
+    show_own_messages()
     try:
         export_run(FLAGS.workdir, FLAGS.output_dir, FLAGS.checkpoint)
     except (OSError, ValueError) as error:

@@ -7,6 +7,8 @@ default; so explicit flags win over the preset.
 import dataclasses
 import inspect
 import re
+import typing
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -31,7 +33,7 @@ def define_config_flags():
             flags.DEFINE_float(field.name, None, text)
         elif field.type is str:
             flags.DEFINE_string(field.name, None, text)
-        else:  # aspp_rates
+        else:  # a tuple of numbers
             flags.DEFINE_list(field.name, None, text)
 
 
@@ -44,17 +46,30 @@ def config_from_flags() -> Config:
     values = dict(PRESETS[FLAGS.preset])
     for field in dataclasses.fields(Config):
         if FLAGS[field.name].present:
-            values[field.name] = FLAGS[field.name].value
-    if "aspp_rates" in values:
-        values["aspp_rates"] = _integers("aspp_rates", values["aspp_rates"])
+            value = FLAGS[field.name].value
+            if typing.get_origin(field.type) is tuple:
+                kind = typing.get_args(field.type)[0]
+                value = parse_numbers(field.name, value, kind)
+            values[field.name] = value
     return Config(**values)
 
 
-def _integers(name, values):
+def parse_numbers(name: str, words: Sequence[str], kind: type) -> tuple:
+    """The numbers of a list flag.
+
+    Args:
+        name: the flag, for the error.
+        words: what stands between the commas.
+        kind: int or float.
+
+    Raises:
+        ValueError: one of them is no such number.
+    """
     try:
-        return tuple(int(value) for value in values)
+        return tuple(kind(word) for word in words)
     except ValueError as error:
-        raise ValueError(f"{name}={','.join(values)}: must be integers") from error
+        rule = "must be integers" if kind is int else "must be numbers"
+        raise ValueError(f"{name}={','.join(words)}: {rule}") from error
 
 
 def _field_comments() -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags
 
-from experiments.progress import Progress
+from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import predict
 
 FLAGS = flags.FLAGS
@@ -30,6 +30,7 @@ def define_flags():
 
 def main(_):
     """Predicts as the flags say; exits with 1 when any input has no result."""
+    show_own_messages()
     try:
         failures = predict.predict(
             FLAGS.model,

@@ -1,11 +1,23 @@
 """How far a command is: a bar on a terminal, plain lines anywhere else."""
 
+import logging
 import sys
 import time
 
+from absl import logging as absl_logging
 from tqdm import tqdm
 
 LINE_EVERY = 10.0  # seconds between plain lines
+
+
+def show_own_messages():
+    """Shows what this library reports, without the file-by-file reports of others.
+
+    Call it before the library is called.
+    """
+    logging.getLogger("ss_gan_tf").setLevel(logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
 
 
 class Progress:

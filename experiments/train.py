@@ -6,10 +6,10 @@ python -m experiments.train --arm=vgg16_g --dataset=camvid --data_dir=DATA \
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.flags import config_from_flags, define_config_flags
-from experiments.progress import StepProgress
+from experiments.progress import StepProgress, show_own_messages
 from ss_gan_tf.metrics import format_table
 from ss_gan_tf.train import train
 
@@ -25,8 +25,7 @@ def define_flags():
 
 def main(_):
     """Trains as the flags say; exits with 1 and one line when it cannot."""
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.INFO)
+    show_own_messages()
     try:
         config = config_from_flags()
         metrics = train(config, FLAGS.data_dir, FLAGS.workdir, StepProgress())

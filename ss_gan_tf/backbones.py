@@ -5,14 +5,16 @@ ResNet trunk adds what `keras.applications` lacks: dilation instead of stride.
 """
 
 import hashlib
+import logging
 import os
 
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from keras import layers
+
+_LOG = logging.getLogger(__name__)
 
 MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, 0..255
 
@@ -181,9 +183,7 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
     """
     wants_classifier = any(layer.name == "fc6" for layer in model.layers)
     if weights == "none":
-        logging.warning(
-            "%s starts from random weights: backbone_weights=none", backbone
-        )
+        _LOG.warning("%s starts from random weights: backbone_weights=none", backbone)
         classifier = "random" if wants_classifier else "absent"
         return {"weights": "none", "sha256": None, "classifier": classifier}
     source, path = _open_application(backbone, weights, wants_classifier)
@@ -197,7 +197,7 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
         if classifier == "grafted":
             _graft_classifier(model, by_name)
         else:
-            logging.warning("%s has no classifier: fc6 and fc7 start at random", path)
+            _LOG.warning("%s has no classifier: fc6 and fc7 start at random", path)
     return {"weights": weights, "sha256": _sha256(path), "classifier": classifier}
 
 

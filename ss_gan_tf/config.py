@@ -67,7 +67,7 @@ class Config:
     # --- Optimization (Sec. 2.3) ---------------------------------------------
     phase1_steps: int = 100_000  # G alone
     phase1_lr: float = 1e-4  # Adam, linear to phase1_lr_end
-    phase1_lr_end: float = 1e-5
+    phase1_lr_end: float = 1e-5  # reached at the end of phase 1; Sec. 2.3
     phase2_steps: int = 100_000  # G and A alternate; length silent
     generator_lr: float = 3e-5  # Adam, phase 2, linear to a tenth (decay silent)
     adversary_lr: float = 3e-4  # phase 2, linear to a tenth (decay silent)
@@ -83,6 +83,8 @@ class Config:
     eval_mode: str = "whole"  # whole | sliding; silent
     eval_window: int = 500  # px, side of a sliding window; Sec. 2.3
     eval_overlap: float = 1 / 3  # share of a window that its neighbour repeats; silent
+    eval_scales: tuple[float, ...] = (1.0,)  # shares of the size, averaged; silent
+    eval_flip: bool = False  # average with the mirror image too; silent
     eval_limit: int = 0  # validation images during training, 0 is all
 
     # --- Bookkeeping ---------------------------------------------------------
@@ -94,6 +96,7 @@ class Config:
 
     def __post_init__(self):
         object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
+        object.__setattr__(self, "eval_scales", tuple(map(float, self.eval_scales)))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -111,6 +114,13 @@ class Config:
             "aspp_rates",
             self.aspp_rates,
             "must be positive integers",
+        )
+        _require(
+            0 < len(set(self.eval_scales)) == len(self.eval_scales)
+            and all(0.1 <= scale <= 10 for scale in self.eval_scales),
+            "eval_scales",
+            self.eval_scales,
+            "must be different numbers in [0.1, 10.0]",
         )
         _require(
             self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
@@ -248,6 +258,8 @@ BOOKKEEPING = (
     "eval_mode",
     "eval_window",
     "eval_overlap",
+    "eval_scales",
+    "eval_flip",
     "eval_limit",
     "log_every",
     "eval_every",
@@ -278,10 +290,10 @@ PRESETS = {
         "crop_size": 128,
         "batch_size": 4,
         "dropout": 0.1,
-        "phase1_steps": 600,
+        "phase1_steps": 900,
         "phase1_lr": 2e-3,
         "phase1_lr_end": 2e-4,
-        "phase2_steps": 100,
+        "phase2_steps": 150,
         "generator_lr": 3e-4,
         "adversarial_form": "nonsaturating",
         "adversarial_weighting": "gradient_ratio",
@@ -290,7 +302,7 @@ PRESETS = {
         "adversary_lr": 5e-4,
         "adversary_warmup_steps": 50,
         "log_every": 20,
-        "eval_every": 200,
-        "save_every": 200,
+        "eval_every": 300,
+        "save_every": 300,
     },
 }

@@ -228,6 +228,7 @@ DATASETS = {
 }
 
 # labelId of Cityscapes' trainId 0, 1, ...; the other labelIds belong to no class.
+# From cityscapesscripts/helpers/labels.py.
 CITYSCAPES_LABEL_IDS = (
     *(7, 8, 11, 12, 13, 17, 19, 20, 21, 22),
     *(23, 24, 25, 26, 27, 28, 31, 32, 33),

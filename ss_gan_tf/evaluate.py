@@ -1,8 +1,8 @@
 """From a generator to the numbers of Table 3: predict, count, summarize.
 
-An image is evaluated at its own size, either whole or in overlapping windows whose
-probabilities are averaged (section 2.3).  The counts of all images go into one
-confusion matrix, so memory does not grow with the split.
+An image is evaluated at its own size, with the probabilities that `inference` gives.
+The counts of all images go into one confusion matrix, so memory does not grow with
+the split.
 
 Shapes: B batch, H W pixels, C classes.
 """
@@ -18,165 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import metrics
-
-MIN_SIZE = 32  # pixels; the generators' least height and width
-
-Predictor = Callable[[np.ndarray], np.ndarray]
-
-
-def make_network(
-    generator: keras.Model, normalize: Callable, pad_to: int = MIN_SIZE
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The generator from uint8 pixels to probabilities, with plain tensor functions.
-
-    Args:
-        generator: normalised float32 [B, H, W, 3] -> logits [B, H, W, C].
-        normalize: float32 RGB 0..255 -> the generator's input; the mean colour is 0.
-        pad_to: images smaller than this, in pixels, are padded at the bottom and right
-            with the mean colour; the result is cropped back.
-
-    Returns:
-        images uint8 [B, H, W, 3] -> float32 [B, H, W, C], to be wrapped in tf.function.
-    """
-
-    def network(images: tf.Tensor) -> tf.Tensor:
-        height, width = tf.shape(images)[1], tf.shape(images)[2]
-        x = normalize(tf.cast(images, tf.float32))
-        pad_y, pad_x = tf.maximum(pad_to - height, 0), tf.maximum(pad_to - width, 0)
-        x = tf.pad(x, [[0, 0], [0, pad_y], [0, pad_x], [0, 0]])
-        logits = tf.cast(generator(x, training=False), tf.float32)
-        return tf.nn.softmax(logits[:, :height, :width])
-
-    return network
-
-
-def make_predictor(
-    generator: keras.Model,
-    *,
-    num_classes: int,
-    normalize: Callable,
-    mode: str = "whole",
-    window: int = 500,
-    overlap: float = 1 / 3,
-    window_batch: int = 2,
-) -> Predictor:
-    """Inference on batches of images of any size, traced once for all sizes.
-
-    Args:
-        generator: normalised float32 [B, H, W, 3] -> logits [B, H, W, C].
-        num_classes: C, checked against the generator's output.
-        normalize: float32 RGB 0..255 -> the generator's input.
-        mode: "whole" runs the image in one piece, "sliding" in windows.
-        window: side of a window, pixels; smaller images are padded to it.
-        overlap: least share of a window that its neighbour sees too, in [0, 1).
-        window_batch: windows in one forward pass.
-
-    Returns:
-        A function: images uint8 [B, H, W, 3] -> probabilities float32 [B, H, W, C].
-
-    Raises:
-        ValueError: for another mode, a window or overlap that cannot be, or a generator
-            of another number of classes.
-    """
-    if generator.output_shape[-1] != num_classes:
-        raise ValueError(
-            f"the generator has {generator.output_shape[-1]} classes, not {num_classes}"
-        )
-    if mode not in ("whole", "sliding"):
-        raise ValueError(f"eval mode must be 'whole' or 'sliding', not {mode!r}")
-    if mode == "sliding":
-        sliding_windows(window, window, overlap)  # refuses nonsense before the work
-    pad_to = max(window, MIN_SIZE) if mode == "sliding" else MIN_SIZE
-    signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-    network = tf.function(make_network(generator, normalize, pad_to), signature)
-
-    def whole(images):
-        return network(tf.convert_to_tensor(images, tf.uint8)).numpy()
-
-    def sliding(images):
-        return np.stack([slide(image) for image in np.asarray(images)])
-
-    def slide(image):
-        bands = sliding_bands(whole, image, window, overlap, window_batch)
-        return np.concatenate(list(bands))
-
-    return whole if mode == "whole" else sliding
-
-
-def sliding_windows(size: int, window: int, overlap: float) -> list[int]:
-    """Where the windows along one axis begin.
-
-    They stand window * (1 - overlap) apart, rounded; the last one is moved back to end
-    at the border, so it may share more than `overlap` with the one before.
-
-    Args:
-        size: length of the axis, pixels.
-        window: length of a window, pixels.
-        overlap: share of a window, in [0, 1).
-
-    Returns:
-        Ascending offsets, [0] for an axis that is no longer than a window.
-
-    Raises:
-        ValueError: for a window below 1 or an overlap outside [0, 1).
-    """
-    if window < 1:
-        raise ValueError(f"eval window must be at least 1 pixel, not {window}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"eval overlap must be in [0, 1), not {overlap}")
-    stride = max(1, round(window * (1 - overlap)))
-    steps = max(0, math.ceil((size - window) / stride))
-    return [*range(0, steps * stride, stride), max(0, size - window)]
-
-
-def sliding_bands(
-    predict: Predictor,
-    image: np.ndarray,
-    window: int,
-    overlap: float,
-    window_batch: int,
-) -> Iterator[np.ndarray]:
-    """Averaged window probabilities of one image, in bands of finished rows.
-
-    Memory is that of one row of windows, window * W * C floats, however high the image.
-
-    Args:
-        predict: windows uint8 [N, h, w, 3] -> probabilities float32 [N, h, w, C].
-        image: [H, W, 3] uint8.
-        window: side of a window, pixels; h, w are less for a smaller image.
-        overlap: share of a window that its neighbour sees too, in [0, 1).
-        window_batch: largest N.
-
-    Yields:
-        float32 [rows, W, C], from the top; together they have H rows.
-    """
-    height, width = image.shape[:2]
-    h, w = min(window, height), min(window, width)
-    tops = sliding_windows(height, window, overlap)
-    lefts = sliding_windows(width, window, overlap)
-    cover_y, cover_x = _coverage(height, tops, h), _coverage(width, lefts, w)
-    band = None  # [h, W, C] sums of the window row at hand
-    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
-        for first in range(0, len(lefts), window_batch):
-            chunk = lefts[first : first + window_batch]
-            crops = np.stack([image[top : top + h, x : x + w] for x in chunk])
-            for x, probs in zip(chunk, predict(crops), strict=True):
-                if band is None:
-                    band = np.zeros((h, width, probs.shape[-1]), np.float32)
-                band[:, x : x + w] += probs
-        # The rows above the next window row have seen all their windows.
-        done = next_top - top
-        counts = np.outer(cover_y[top:next_top], cover_x)
-        yield band[:done] / counts[..., None]
-        band = np.concatenate([band[done:], np.zeros_like(band[:done])])
-
-
-def _coverage(size: int, offsets: list[int], length: int) -> np.ndarray:
-    """How many of the windows cover each position of an axis, [size] float32."""
-    counts = np.zeros(size, np.float32)
-    for offset in offsets:
-        counts[offset : offset + length] += 1
-    return counts
+from ss_gan_tf.inference import Predictor, make_predictor
 
 
 def evaluate(
@@ -189,9 +31,12 @@ def evaluate(
     mode: str = "whole",
     window: int = 500,
     overlap: float = 1 / 3,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     batch_size: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
     predictor: Predictor | None = None,
+    on_prediction: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
     """Eq. 8 over all examples, each counted once at its own size.
 
@@ -205,15 +50,20 @@ def evaluate(
         mode: "whole" or "sliding".
         window: side of a sliding window, pixels.
         overlap: share of a window that its neighbour sees too, in [0, 1).
+        scales: at which each image is seen, shares of its own size; probabilities
+            are averaged.
+        flip: whether each of them is seen mirrored too.
         batch_size: images in one forward pass, as far as sizes agree; the result does
             not depend on it.
         progress: called with the number of images counted so far, and of all images
             where the dataset knows it.
         predictor: what `make_predictor` returned for the same generator and settings;
             handing it in again saves tracing when a run evaluates many times.
+        on_prediction: called with each image's name and class ids, [H, W] int64.
 
     Returns:
-        `metrics.summarize` and "num_images", "mode"; for sliding "window", "overlap".
+        `metrics.summarize` and "num_images", "mode", "scales", "flip"; for sliding
+        "window", "overlap" too.
 
     Raises:
         ValueError: for an empty split, or a label out of range (names the image).
@@ -226,6 +76,8 @@ def evaluate(
         mode=mode,
         window=window,
         overlap=overlap,
+        scales=scales,
+        flip=flip,
     )
     matrix = np.zeros((num_classes, num_classes), np.int64)
     num_images, total = 0, int(examples.cardinality())
@@ -234,6 +86,8 @@ def evaluate(
         probs = predictor(np.stack([example["image"] for example in batch]))
         for example, pred in zip(batch, probs.argmax(axis=-1), strict=True):
             matrix += _count(example, pred, num_classes, ignore_label)
+            if on_prediction:
+                on_prediction(example["name"].decode(errors="replace"), pred)
         num_images += len(batch)
         if progress:
             progress(num_images, total)
@@ -244,6 +98,8 @@ def evaluate(
         **metrics.summarize(matrix, class_names),
         "num_images": num_images,
         "mode": mode,
+        "scales": list(scales),
+        "flip": flip,
         **setting,
     }
 

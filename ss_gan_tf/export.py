@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ss_gan_tf.evaluate import make_network
+from ss_gan_tf.inference import make_network
 
 CLASSES_FILE = "classes.json"
 WEIGHTS_FILE = "generator.weights.h5"

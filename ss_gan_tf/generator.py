@@ -6,8 +6,6 @@ Inside a builder only `keras.layers`, `keras.ops` and this package's layers touc
 symbolic tensors. Everything behind the last convolution is float32.
 """
 
-import math
-
 import keras
 from keras import layers
 
@@ -145,7 +143,9 @@ def conv_norm_relu(x, filters, size, *, norm, dilation_rate=1, name):
         name=f"{name}_conv",
     )(x)
     if norm == "group":
-        groups = math.gcd(32, filters)
+        # 32 groups at full width. Never fewer than 8 channels a group: the image-level
+        # branch has one position, where a channel alone would be normalised to 0.
+        groups = min(32, filters // 8)
         x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
     elif norm == "batch":
         x = layers.BatchNormalization(name=f"{name}_norm")(x)

@@ -20,8 +20,8 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from ss_gan_tf import visualize
-from ss_gan_tf.evaluate import MIN_SIZE, sliding_bands
 from ss_gan_tf.export import CLASSES_FILE, is_export
+from ss_gan_tf.inference import MIN_SIZE, sliding_bands
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_PIXELS = 100_000_000  # larger images are refused before their pixels are decoded

@@ -11,10 +11,13 @@ loss_d = 2 ln 2 = 1.386 belongs to an adversary that cannot tell; see README.
 Scalars of A's warm-up carry the prefix `warmup/`: G's step stands still meanwhile.
 """
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import visualize
+
+MAX_WIDTH = 2048  # px, wider pictures are reduced
 
 
 class Summaries:
@@ -56,7 +59,7 @@ class Summaries:
         """Pictures, name -> [H, W, 3] uint8 RGB."""
         with self._writer.as_default(step):
             for name, picture in pictures.items():
-                tf.summary.image(name, picture[np.newaxis])
+                tf.summary.image(name, _fit(picture)[np.newaxis])
         self._writer.flush()
 
     def close(self):
@@ -103,3 +106,12 @@ def verdict_panel(image: np.ndarray, real: np.ndarray, fake: np.ndarray) -> np.n
             "d(prediction), 0 is right": visualize.verdict_overlay(image, fake),
         }
     )
+
+
+def _fit(picture: np.ndarray) -> np.ndarray:
+    """The picture at MAX_WIDTH or less, its proportions kept."""
+    height, width = picture.shape[:2]
+    if width <= MAX_WIDTH:
+        return picture
+    size = (MAX_WIDTH, max(1, round(height * MAX_WIDTH / width)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)

@@ -6,6 +6,7 @@ nothing that came before.
 """
 
 import importlib.metadata
+import logging
 import math
 import os
 import platform
@@ -15,15 +16,17 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
+from ss_gan_tf import __version__, checkpoints, stages, summaries
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import checkpoints, stages, summaries
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import Config
-from ss_gan_tf.evaluate import evaluate, make_predictor, write_metrics
+from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.export import export
+from ss_gan_tf.inference import make_predictor
 from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
@@ -105,6 +108,7 @@ class _Training:
         }
         self.writer = summaries.Summaries(workdir)
         self.writer.text("config", config.to_json())
+        self.last_validation = (None, None, {})  # stage, step, metrics
         self.predictor = make_predictor(
             networks.generator,
             num_classes=data.num_classes,
@@ -112,15 +116,18 @@ class _Training:
             mode=config.eval_mode,
             window=config.eval_window,
             overlap=config.eval_overlap,
+            scales=config.eval_scales,
+            flip=config.eval_flip,
         )
 
     def restore(self, plan: list[stages.Stage]) -> int:
         """Loads the newest checkpoint; returns the index of the stage to go on with."""
-        path = self.manager.restore_or_initialize()
+        path = self.manager.latest_checkpoint
         if not path:
             return 0
+        self.manager.checkpoint.restore(path).assert_consumed()
         where = self.position.describe()
-        logging.info("continuing from %s, %s step %d", path, *where.values())
+        _LOG.info("continuing from %s, %s step %d", path, *where.values())
         return [stage.name for stage in plan].index(where["phase"])
 
     def run(self, stage: stages.Stage):
@@ -188,14 +195,14 @@ class _Training:
     def _validate(self, stage, step):
         """Validation mIoU, pictures, and G kept where it is the phase's best."""
         metrics = self._evaluate(self.config.eval_limit)
+        self.last_validation = (stage.name, step, metrics)
         at = stage.first_step + step
-        logging.info(
-            "%s step %d: val mIoU %.2f %%", stage.name, step, 100 * metrics["miou"]
-        )
+        miou = metrics["miou"] or 0.0  # None where no pixel is labelled
+        _LOG.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
         self.writer.validation(at, metrics)
         self.writer.pictures(at, self._pictures())
-        if metrics["miou"] > self.best[stage.name].numpy():
-            self.best[stage.name].assign(metrics["miou"])
+        if miou > self.best[stage.name].numpy():
+            self.best[stage.name].assign(miou)
             self.best_managers[stage.name].save(at)
 
     def _evaluate(self, limit):
@@ -208,6 +215,8 @@ class _Training:
             mode=self.config.eval_mode,
             window=self.config.eval_window,
             overlap=self.config.eval_overlap,
+            scales=self.config.eval_scales,
+            flip=self.config.eval_flip,
             predictor=self.predictor,
         )
 
@@ -243,21 +252,22 @@ class _Training:
     def conclude(self) -> dict:
         """Evaluates the last G on the whole validation split and exports it."""
         self.writer.close()
-        where = {"checkpoint": self.manager.latest_checkpoint}
-        where |= self.position.describe()
-        metrics = (
-            self._evaluate(0)
-            | {
-                "dataset": self.config.dataset,
-                "split": self.config.val_split,
-                "limit": 0,
-            }
-            | where
-        )
         path = os.path.join(self.workdir, "eval", self.config.val_split, "metrics.json")
+        checkpoint = self.manager.latest_checkpoint
+        facts = {
+            "dataset": self.config.dataset,
+            "split": self.config.val_split,
+            "limit": 0,
+            "checkpoint": os.path.relpath(checkpoint, self.workdir),
+            **self.position.describe(),
+        }
+        stage, step, metrics = self.last_validation
+        if (stage, step) != (facts["phase"], facts["step"]) or self.config.eval_limit:
+            metrics = self._evaluate(0)
+        metrics |= facts
         write_metrics(metrics, path)
         run = checkpoints.read_run(self.workdir)
-        generator, info = checkpoints.load_generator(run, "last")
+        generator, _ = checkpoints.load_generator(run, "last")
         export(
             generator,
             os.path.join(self.workdir, "export"),
@@ -265,7 +275,7 @@ class _Training:
             class_colors=run.class_colors,
             ignore_label=run.ignore_label,
             normalize=normalize,
-            metadata={"arm": self.config.arm, "dataset": self.config.dataset, **info},
+            metadata={"arm": self.config.arm, **facts},
         )
         return metrics
 
@@ -306,7 +316,7 @@ def _finite(stage, step, scalars) -> dict[str, float]:
 
 def _describe_run(config, data, data_dir, workdir, networks, weights):
     """Writes RUN/run.json."""
-    packages = ("ss_gan_tf", "tensorflow", "keras", "numpy", "tensorflow-datasets")
+    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
     os.makedirs(workdir, exist_ok=True)
     checkpoints.write_run(
         checkpoints.Run(
@@ -318,7 +328,10 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             ignore_label=data.ignore_label,
             provenance={
                 "weights": weights,
-                "versions": {"python": platform.python_version()}
+                "versions": {
+                    "ss_gan_tf": __version__,
+                    "python": platform.python_version(),
+                }
                 | {name: _version(name) for name in packages},
                 "parameters": {
                     name: model.count_params()

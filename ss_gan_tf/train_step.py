@@ -216,8 +216,12 @@ def make_warmup_step(
         rate = _set_rate(
             adversary_optimizer, learning_rate, adversary_optimizer.iterations
         )
-        # Dropout stays on, so that A meets the maps that phase 2 will show it.
+        # Dropout and batch statistics stay on, so that A meets the maps that phase 2
+        # will show it; the moving statistics that this moves are put back.
+        statistics = [(w, tf.identity(w)) for w in generator.non_trainable_weights]
         logits = tf.cast(generator(image, training=True), tf.float32)
+        for weight, value in statistics:
+            weight.assign(value)
         scalars, _ = update_adversary(image, label, tf.nn.softmax(logits))
         return scalars | {"learning_rate/adversary": rate}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,103 @@ def test_settings_override_the_runs_own(workdir):
         500,
         0.5,
     )
+
+
+def test_scales_and_flip_keep_their_own_files(workdir, data_dir):
+    plain, plain_path = evaluate_run(workdir, split="val")
+    assert (plain["scales"], plain["flip"]) == ([1.0], False)
+    flags = "--split=val", "--eval_scales=0.5,1", "--eval_flip"
+    done = command("evaluate", f"--workdir={workdir}", *flags)
+    assert done.returncode == 0, done.stderr
+    path = os.path.join(workdir, "eval", "val-x0.5-x1-flip", "metrics.json")
+    assert path in done.stdout
+    with open(path) as file:
+        metrics = json.load(file)
+    assert (metrics["scales"], metrics["flip"]) == ([0.5, 1.0], True)
+    # Every pixel is road at every scale.
+    assert metrics["confusion_matrix"] == plain["confusion_matrix"]
+    assert os.path.exists(plain_path)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_scales_that_are_no_numbers_are_one_line(name, workdir, data_dir):
+    flags = f"--workdir={workdir}", f"--data_dir={data_dir}", "--eval_scales=1,x"
+    done = command(name, *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: eval_scales=1,x: must be numbers"
+
+
+@pytest.fixture(scope="module")
+def voc_workdir(tmp_path_factory):
+    """A run on drawn images with VOC's classes and names; `test` has no labels."""
+    root = tmp_path_factory.mktemp("voc")
+    rng = np.random.default_rng(0)
+    for split, ids in (("train", [0]), ("val", range(21)), ("test", [255])):
+        for number in (6, 9):
+            size = 33 + number, 40
+            pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+            label = rng.choice(np.uint8(ids), size)
+            for kind, picture in (("images", pixels), ("labels", label)):
+                path = root / "source" / kind / split / f"2008_{number:06d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+    names = "\n".join(f"class{k}" for k in range(21))
+    (root / "source" / "classes.txt").write_text(names + "\n")
+    prepare("folder", str(root / "source"), str(root / "data"))
+    shutil.move(root / "data" / "folder", root / "data" / "voc_sbd")
+    data = open_dataset("voc_sbd", str(root / "data"))
+    run = checkpoints.Run(
+        workdir=str(root / "run"),
+        config=Config(
+            arm="vgg16", dataset="voc_sbd", width=0.05, backbone_weights="none"
+        ),
+        data_dir=str(root / "data"),
+        class_names=data.class_names,
+        class_colors=data.class_colors,
+        ignore_label=data.ignore_label,
+        provenance={},
+    )
+    os.makedirs(run.workdir)
+    checkpoints.write_run(run)
+    checkpoint = tf.train.Checkpoint(
+        generator=checkpoints.build_run_generator(run.config, 21),
+        position=checkpoints.Position(),
+    )
+    folder = os.path.join(run.workdir, "checkpoints")
+    tf.train.CheckpointManager(checkpoint, folder, max_to_keep=1).save()
+    return run.workdir
+
+
+def test_submission_of_a_split_without_labels(voc_workdir, tmp_path):
+    flags = "--split=test", f"--submission={tmp_path}"
+    done = command("evaluate", f"--workdir={voc_workdir}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "test has no labels: nothing to score" in done.stdout
+    assert f"submission: {tmp_path}" in done.stdout
+    with open(os.path.join(voc_workdir, "eval", "test", "metrics.json")) as file:
+        metrics = json.load(file)
+    assert metrics["miou"] is None and metrics["num_images"] == 2
+    assert len(metrics["absent_classes"]) == 21
+    folder = tmp_path / "results/VOC2012/Segmentation/comp6_test_cls"
+    sizes = {path.name: Image.open(path).size for path in folder.iterdir()}
+    assert sizes == {"2008_000006.png": (40, 39), "2008_000009.png": (40, 42)}
+
+
+def test_a_submission_holds_what_was_scored(voc_workdir, tmp_path):
+    plain, _ = evaluate_run(voc_workdir, split="val")
+    metrics, _ = evaluate_run(voc_workdir, split="val", submission_dir=str(tmp_path))
+    assert metrics == plain and metrics["miou"] is not None
+    source = Path(voc_workdir).parent / "source" / "labels" / "val"
+    matrix = np.zeros((21, 21), int)
+    for path in tmp_path.rglob("*.png"):
+        pred, label = np.asarray(Image.open(path)), Image.open(source / path.name)
+        np.add.at(matrix, (np.asarray(label), pred), 1)
+    assert matrix.tolist() == metrics["confusion_matrix"]
+
+
+def test_a_submission_that_no_server_takes_is_one_line(workdir, tmp_path):
+    with pytest.raises(ValueError, match="no evaluation server takes synthetic; .*voc"):
+        evaluate_run(workdir, submission_dir=str(tmp_path))
 
 
 def test_what_does_not_fit_is_one_clear_error(workdir, data_dir, tmp_path, monkeypatch):

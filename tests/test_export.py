@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ss_gan_tf import backbones, evaluate
+from ss_gan_tf import backbones, inference
 from ss_gan_tf.export import export, is_export
 from ss_gan_tf.generator import build_generator
 
@@ -87,7 +87,7 @@ def test_loads_with_tensorflow_alone(exported, tmp_path):
     # Nothing that training added is in it: exactly the generator's parameters.
     assert int(result.stdout) == generator.count_params()
     out = np.load(tmp_path / "out.npz")
-    probs = evaluate.make_predictor(
+    probs = inference.make_predictor(
         generator, num_classes=3, normalize=backbones.normalize
     )(images)
     assert set(out) == {"class_ids", "probabilities"}

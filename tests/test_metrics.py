@@ -1,9 +1,12 @@
+import copy
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ss_gan_tf import metrics
+from ss_gan_tf.submission import CITYSCAPES_LABEL_IDS
 
 NAMES = ("road", "sky", "tree")
 
@@ -62,6 +65,78 @@ def test_uint8_ids_of_many_classes_do_not_overflow():
     label = np.full((2, 2), 200, np.uint8)
     matrix = metrics.confusion_matrix(label, label, 201, 255)
     assert matrix[200, 200] == 4 == matrix.sum()
+
+
+@pytest.fixture
+def peer(tmp_path):
+    """The benchmark's own program: [(labelIds of truth, of prediction)] -> results."""
+    module = pytest.importorskip(
+        "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
+        reason="needs the extra dev: cityscapesscripts",
+    )
+    args = copy.copy(module.args)
+    args.quiet, args.JSONOutput = True, False
+    # Both fail on NumPy 2.4 and later, and eq. 8 needs neither.
+    args.evalInstLevelScore = args.evalPixelAccuracy = False
+
+    def evaluate(pairs):
+        paths = [], []
+        for number, pair in enumerate(pairs):
+            for kind, label_ids in enumerate(pair):
+                paths[kind].append(str(tmp_path / f"{number}_{kind}.png"))
+                Image.fromarray(np.uint8(label_ids)).save(paths[kind][-1])
+        truths, preds = paths
+        result = module.evaluateImgLists(preds, truths, args)
+        matrix = np.array(result["confMatrix"])[np.ix_(*[CITYSCAPES_LABEL_IDS] * 2)]
+        names = [module.id2label[label_id].name for label_id in CITYSCAPES_LABEL_IDS]
+        iou = np.array([result["classScores"][name] for name in names])
+        return matrix, iou, result["averageScoreClasses"]
+
+    return evaluate
+
+
+def from_label_ids(label_ids):
+    train_ids = np.full(256, 255)
+    train_ids[list(CITYSCAPES_LABEL_IDS)] = range(19)
+    return train_ids[label_ids]
+
+
+def test_the_peers_numbers_by_hand(peer):
+    # labelIds: 7 road, 8 sidewalk, 23 sky, 26 car; 0 and 1 are not evaluated.
+    truth = np.array([[7, 7, 8], [23, 0, 1]])
+    pred = np.array([[7, 8, 8], [7, 26, 23]])
+    ours = metrics.confusion_matrix(
+        from_label_ids(truth), from_label_ids(pred), 19, 255
+    )
+    # Road: 1 of (2 true + 2 predicted - 1); sidewalk: 1 of (1 + 2 - 1); sky: 0 of 1;
+    # car stands on an ignored pixel only, so it is absent.  (1/3 + 1/2 + 0) / 3.
+    iou = np.full(19, np.nan)
+    iou[[0, 1, 10]] = 1 / 3, 1 / 2, 0
+    matrix, peers_iou, peers_mean = peer([(truth, pred)])
+    np.testing.assert_array_equal(ours, matrix)
+    for value in (metrics.iou_per_class(ours), peers_iou):
+        np.testing.assert_allclose(value, iou, rtol=1e-15)
+    for value in (metrics.mean_iou(ours), peers_mean):
+        assert value == pytest.approx(5 / 18, rel=1e-15)
+
+
+def test_the_peers_numbers_on_random_maps(peer):
+    rng = np.random.default_rng(3)
+    pairs, ours = [], np.zeros((19, 19), np.int64)
+    for size in ((37, 53), (64, 41), (90, 120)):
+        truth = rng.integers(0, 34, size)  # every labelId, the ignored ones too
+        guess = rng.choice(CITYSCAPES_LABEL_IDS, size)
+        right = (rng.random(size) < 0.5) & np.isin(truth, CITYSCAPES_LABEL_IDS)
+        pred = np.where(right, truth, guess)
+        pairs.append((truth, pred))
+        ours += metrics.confusion_matrix(
+            from_label_ids(truth), from_label_ids(pred), 19, 255
+        )
+    matrix, iou, mean = peer(pairs)
+    np.testing.assert_array_equal(ours, matrix)
+    np.testing.assert_allclose(metrics.iou_per_class(ours), iou, rtol=1e-15)
+    assert metrics.mean_iou(ours) == pytest.approx(mean, rel=1e-14)
+    assert 0.2 < mean < 0.9
 
 
 def test_absent_class_has_no_iou_and_a_false_alarm_has_zero():

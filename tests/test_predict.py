@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ss_gan_tf import evaluate, predict
+from ss_gan_tf import inference, predict
 from ss_gan_tf.export import export
 
 # A generator whose class is the strongest colour: 0 red, 1 green, 2 blue.
@@ -259,7 +259,7 @@ def test_large_images_are_run_in_windows(model_dir, monkeypatch, size):
             shapes.append(windows.shape)
             return predictor(windows)
 
-        return evaluate.sliding_bands(
+        return inference.sliding_bands(
             probabilities, image, window, overlap, window_batch
         )
 

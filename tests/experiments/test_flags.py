@@ -1,0 +1,60 @@
+"""One flag per Config field; explicit flags win over the preset."""
+
+import dataclasses
+
+import pytest
+from absl import flags
+
+from experiments.flags import config_from_flags, define_config_flags
+from ss_gan_tf.config import PRESETS, Config
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses an argument list into a Config, on flags of its own."""
+
+    def parse(*arguments):
+        values = flags.FlagValues()
+        monkeypatch.setattr("experiments.flags.FLAGS", values)
+        for name in ("enum", "bool", "integer", "float", "string", "list"):
+            define = getattr(flags, f"DEFINE_{name}")
+            monkeypatch.setattr(
+                f"experiments.flags.flags.DEFINE_{name}",
+                lambda *args, define=define: define(*args, flag_values=values),
+            )
+        define_config_flags()
+        monkeypatch.undo()
+        monkeypatch.setattr("experiments.flags.FLAGS", values)
+        values(["command", *arguments])
+        return config_from_flags(), values
+
+    return parse
+
+
+def test_without_flags_the_paper(parse):
+    assert parse()[0] == Config()
+
+
+def test_every_field_has_a_flag_with_its_comment(parse):
+    _, values = parse()
+    for field in dataclasses.fields(Config):
+        assert field.name in values
+        assert not values[field.name].help.startswith(" "), "no comment in config.py"
+
+
+def test_explicit_flags_win_over_the_preset(parse):
+    config, _ = parse("--preset=recommended", "--gradient_ratio=0.25", "--noflip")
+    expected = PRESETS["recommended"] | {"gradient_ratio": 0.25, "flip": False}
+    assert config == Config(**expected)
+
+
+def test_lists_of_rates(parse):
+    assert parse("--aspp_rates=6,12")[0].aspp_rates == (6, 12)
+    with pytest.raises(ValueError, match="aspp_rates=6,x"):
+        parse("--aspp_rates=6,x")
+
+
+def test_a_flag_that_is_given_its_default_still_counts(parse):
+    """--scale_max=1 must switch off the jitter of `recommended`."""
+    config, _ = parse("--preset=recommended", "--scale_min=1", "--scale_max=1")
+    assert (config.scale_min, config.scale_max) == (1, 1)

@@ -1,0 +1,134 @@
+"""A run's folder: written, read back, refused where it is not the same run."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from ss_gan_tf import checkpoints
+
+
+def test_run_json_holds_config_classes_and_provenance(tiny_run, tiny_config):
+    run = checkpoints.read_run(tiny_run)
+    assert run.config == tiny_config
+    assert len(run.class_names) == len(run.class_colors) == 7
+    assert run.ignore_label == 255
+    assert run.provenance["weights"]["generator"]["weights"] == "none"
+    assert run.provenance["versions"]["tensorflow"]
+    assert run.provenance["parameters"]["adversary"] > 0
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run here"):
+        checkpoints.read_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"config": {}}', '{"config": {"x": 1}}'])
+def test_damaged_run_json_is_one_clear_error(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json: not a run's description"):
+        checkpoints.read_run(str(tmp_path))
+
+
+def test_last_and_best_of_the_last_phase(tiny_run):
+    run = checkpoints.read_run(tiny_run)
+    generator, info = checkpoints.load_generator(run, "last")
+    assert (info["phase"], info["step"]) == ("phase2", 4)
+    assert generator.count_params() == run.provenance["parameters"]["generator"]
+    _, info = checkpoints.load_generator(run, "best")
+    assert info["phase"] == "phase2" and info["step"] in (2, 4)
+    assert os.path.join("best", "phase2") in info["checkpoint"]
+
+
+def test_best_is_kept_for_each_phase(tiny_run):
+    for phase in checkpoints.PHASES:
+        files = os.listdir(os.path.join(tiny_run, "best", phase))
+        assert sum(name.endswith(".index") for name in files) == 1
+
+
+def test_no_checkpoint_yet(tiny_run, tmp_path):
+    shutil.copy(os.path.join(tiny_run, "run.json"), tmp_path)
+    run = checkpoints.read_run(str(tmp_path))
+    assert not checkpoints.has_checkpoint(str(tmp_path))
+    for which in ("last", "best"):
+        with pytest.raises(FileNotFoundError, match=f"no {which} checkpoint"):
+            checkpoints.load_generator(run, which)
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"arm": "resnet50_g"}, "arm='vgg16_g' there, 'resnet50_g' now"),
+        ({"dataset": "camvid"}, "dataset='synthetic' there, 'camvid' now"),
+        ({"phase2_steps": 9}, "phase2_steps=4 there, 9 now"),
+    ],
+)
+def test_another_run_is_refused(tiny_run, tiny_config, changes, text):
+    names = checkpoints.read_run(tiny_run).class_names
+    config = dataclasses.replace(tiny_config, **changes)
+    with pytest.raises(ValueError, match="another --workdir") as error:
+        checkpoints.check_same_run(tiny_run, config, names)
+    assert text in str(error.value)
+
+
+def test_other_classes_are_refused_and_bookkeeping_is_not(tiny_run, tiny_config):
+    names = checkpoints.read_run(tiny_run).class_names
+    checkpoints.check_same_run(
+        tiny_run, dataclasses.replace(tiny_config, log_every=1), names
+    )
+    with pytest.raises(ValueError, match="7 classes.*has 2"):
+        checkpoints.check_same_run(tiny_run, tiny_config, ("a", "b"))
+
+
+def test_start_from_a_run_or_from_one_of_its_checkpoints(tiny_run, tiny_config):
+    run = checkpoints.read_run(tiny_run)
+    trained, _ = checkpoints.load_generator(run, "last")
+    for path in (tiny_run, checkpoints.find_checkpoint(tiny_run, "last")):
+        config = dataclasses.replace(tiny_config, init_generator=path)
+        generator = checkpoints.build_run_generator(config, 7)
+        info = checkpoints.initialize_generator(generator, config, run.class_names)
+        assert info["init_generator"]["phase"] == "phase2"
+        for ours, other in zip(generator.weights, trained.weights, strict=True):
+            if "seed_generator" not in ours.path:
+                np.testing.assert_array_equal(ours, other)
+
+
+def test_start_from_what_does_not_fit(tiny_run, tiny_config, tmp_path):
+    names = checkpoints.read_run(tiny_run).class_names
+
+    def start(path, class_names=names, **changes):
+        config = dataclasses.replace(tiny_config, init_generator=path, **changes)
+        generator = checkpoints.build_run_generator(config, len(class_names))
+        checkpoints.initialize_generator(generator, config, class_names)
+
+    with pytest.raises(FileNotFoundError, match="neither a run's folder nor"):
+        start(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="no run here"):
+        start(str(tmp_path))
+    with pytest.raises(ValueError, match="are not the data set's"):
+        start(tiny_run, class_names=("other", *names[1:]))
+    checkpoint = checkpoints.find_checkpoint(tiny_run, "last")
+    with pytest.raises(ValueError, match="not a checkpoint of this generator"):
+        start(checkpoint, class_names=names[:3])
+    with pytest.raises(ValueError, match="not a checkpoint of this generator"):
+        start(checkpoint, arm="resnet50_g")
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(tiny_run, tmp_path):
+    copy = str(tmp_path / "run")
+    shutil.copytree(tiny_run, copy)
+    path = checkpoints.find_checkpoint(copy, "last")
+    with open(path + ".index", "wb") as file:
+        file.write(b"not a table")
+    with pytest.raises(ValueError, match="not a checkpoint of this generator"):
+        checkpoints.load_generator(checkpoints.read_run(copy), "last")
+
+
+def test_write_run_leaves_no_half_file(tiny_run, tmp_path):
+    run = dataclasses.replace(checkpoints.read_run(tiny_run), workdir=str(tmp_path))
+    checkpoints.write_run(run)
+    assert os.listdir(tmp_path) == ["run.json"]
+    assert json.loads((tmp_path / "run.json").read_text())["ignore_label"] == 255

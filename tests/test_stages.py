@@ -1,0 +1,150 @@
+"""Which stages a run has, what each changes, and that A does not disturb G's luck."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ss_gan_tf import stages
+
+CLASSES = ("road", "sky", "car")
+
+
+@pytest.fixture
+def make(tiny_config):
+    """(networks, {stage name: Stage}) of the tiny config with changes."""
+
+    def make(**changes):
+        config = dataclasses.replace(tiny_config, **changes)
+        networks, _ = stages.create_networks(config, CLASSES)
+        plan = stages.make_stages(config, networks, ignore_label=255)
+        return networks, {stage.name: stage for stage in plan}
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    image = tf.constant(rng.normal(0, 50, [2, 64, 64, 3]), tf.float32)
+    return image, tf.constant(rng.integers(0, 3, [2, 64, 64]), tf.int32)
+
+
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({"arm": "vgg16"}, ["phase1"]),
+        ({}, ["phase1", "warmup", "phase2"]),
+        ({"adversary_warmup_steps": 0}, ["phase1", "phase2"]),
+        ({"lambda_adv": 0.0}, ["phase1", "phase2"]),
+    ],
+)
+def test_stages_of_an_arm(make, changes, names):
+    networks, plan = make(**changes)
+    assert list(plan) == names
+    has_adversary = "phase2" in names and changes.get("lambda_adv") != 0
+    assert (networks.adversary is not None) == has_adversary
+    assert (networks.extractor is not None) == has_adversary
+    if "phase2" in plan:
+        assert plan["phase2"].first_step == plan["phase1"].num_steps
+
+
+def test_initial_generator_does_not_depend_on_the_adversary(make):
+    with_a, _ = make()
+    without, _ = make(lambda_adv=0.0)
+    pairs = zip(with_a.generator.weights, without.generator.weights, strict=True)
+    for ours, other in pairs:
+        if "seed_generator" not in ours.path:
+            np.testing.assert_array_equal(ours, other, err_msg=ours.path)
+
+
+def run_steps(networks, stage, batch, num_steps, dropout_stage):
+    for step in range(1, num_steps + 1):
+        stages.seed_dropout(networks.generator, 0, dropout_stage, step)
+        scalars = stage.step(*batch)
+    return scalars
+
+
+def test_the_control_is_phase_1_with_phase_2s_rates_bit_for_bit(make, batch):
+    rates = {"generator_lr": 1e-3, "phase2_lr_decay": 0.1, "phase2_steps": 20}
+    control, control_plan = make(lambda_adv=0.0, **rates)
+    plain, plain_plan = make(
+        arm="vgg16", phase1_lr=1e-3, phase1_lr_end=1e-4, phase1_steps=20
+    )
+    run_steps(control, control_plan["phase2"], batch, 20, "phase2")
+    run_steps(plain, plain_plan["phase1"], batch, 20, "phase2")
+    pairs = zip(control.generator.weights, plain.generator.weights, strict=True)
+    for ours, other in pairs:
+        np.testing.assert_array_equal(ours, other, err_msg=ours.path)
+
+
+def test_rates_of_the_phases(make, batch):
+    networks, plan = make(
+        phase1_lr=1e-3, phase1_lr_end=1e-4, generator_lr=3e-4, adversary_lr=5e-4
+    )
+    first = float(plan["phase1"].step(*batch)["learning_rate/generator"])
+    second = float(plan["phase1"].step(*batch)["learning_rate/generator"])
+    # Linear from 1e-3 to 1e-4 over 4 steps: 2.25e-4 less at each.
+    assert first == pytest.approx(1e-3) and second == pytest.approx(7.75e-4)
+    for _ in range(2):
+        warm = float(plan["warmup"].step(*batch)["learning_rate/adversary"])
+        assert warm == pytest.approx(5e-4)
+    stages.reset_optimizer(networks.generator_optimizer)
+    plan["phase2"].step(*batch)
+    scalars = {k: float(v) for k, v in plan["phase2"].step(*batch).items()}
+    # To a tenth over 4 steps: after one step 1 - 0.9 / 4 of the start.
+    assert scalars["learning_rate/generator"] == pytest.approx(3e-4 * 0.775)
+    assert scalars["learning_rate/adversary"] == pytest.approx(5e-4 * 0.775)
+
+
+def test_reset_gives_adam_its_first_state(make, batch):
+    networks, plan = make()
+    plan["phase1"].step(*batch)
+    optimizer = networks.generator_optimizer
+    assert any(np.any(v) for v in optimizer.variables if "momentum" in v.path)
+    stages.reset_optimizer(optimizer)
+    for variable in optimizer.variables:
+        if variable is not optimizer.learning_rate:
+            assert not np.any(variable.numpy()), variable.path
+
+
+def test_seeds_differ_between_stages_and_runs_and_fit_31_bits():
+    seeds = [
+        stages.stage_seed(seed, name)
+        for seed in (0, 1, 2**31 - 1)
+        for name in stages.STAGES
+    ]
+    assert len(set(seeds)) == 9
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_dropout_is_a_function_of_seed_stage_and_step(make, batch):
+    networks, _ = make(dropout=0.5)
+    generator = networks.generator
+
+    def logits(*key):
+        stages.seed_dropout(generator, *key)
+        return generator(batch[0], training=True).numpy()
+
+    once = logits(0, "phase1", 3)
+    logits(0, "phase1", 4)
+    np.testing.assert_array_equal(logits(0, "phase1", 3), once)
+    for other in ((0, "phase1", 4), (0, "phase2", 3), (1, "phase1", 3)):
+        assert np.any(logits(*other) != once)
+
+
+def test_linear_decay():
+    schedule = stages.linear_decay(1e-4, 1e-5, 100)
+    assert float(schedule(0)) == pytest.approx(1e-4)
+    assert float(schedule(50)) == pytest.approx(5.5e-5)
+    assert float(schedule(100)) == pytest.approx(1e-5)
+
+
+def test_the_dtype_policy_stays_as_it_was(make):
+    before = keras.config.dtype_policy().name
+    networks, _ = make(precision="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == before
+    assert networks.generator.get_layer("fc7").compute_dtype == "bfloat16"
+    assert networks.generator.dtype_policy.variable_dtype == "float32"

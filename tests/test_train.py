@@ -1,0 +1,183 @@
+"""The loop: end to end, resumed, started from another run; the real command."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ss_gan_tf import checkpoints, stages
+from ss_gan_tf import train as train_lib
+from ss_gan_tf.train import train
+
+
+def weights_of(workdir):
+    generator, _ = checkpoints.load_generator(checkpoints.read_run(workdir))
+    return [w.numpy() for w in generator.weights if "seed_generator" not in w.path]
+
+
+def assert_same_weights(first, second):
+    for ours, other in zip(weights_of(first), weights_of(second), strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+def test_a_run_leaves_metrics_and_an_export(tiny_run):
+    with open(os.path.join(tiny_run, "eval", "val", "metrics.json")) as file:
+        metrics = json.load(file)
+    assert 0 <= metrics["miou"] <= 1 and len(metrics["iou"]) == 7
+    assert (metrics["phase"], metrics["step"]) == ("phase2", 4)
+    # 12 training scenes bring the same share of the 60 validation scenes.
+    assert metrics["num_images"] == round(60 * 12 / 400)
+    exported = tf.saved_model.load(os.path.join(tiny_run, "export"))
+    image = np.zeros([1, 40, 50, 3], np.uint8)
+    outputs = exported.signatures["serving_default"](images=tf.constant(image))
+    assert outputs["class_ids"].shape == (1, 40, 50)
+
+
+def test_tensorboard_gets_every_curve_and_picture(tiny_run):
+    events = EventAccumulator(tiny_run, size_guidance={"tensors": 0})
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {
+        "loss/mce",
+        "loss/adversarial",
+        "loss/loss_g",
+        "loss/loss_d",
+        "learning_rate/generator",
+        "learning_rate/adversary",
+        "adversary/accuracy_real",
+        "adversary/accuracy_fake",
+        "adversary/accuracy_paired",
+        "gradient/segmentation",
+        "gradient/adversarial",
+        "gradient/ratio",
+        "gradient/lambda",
+        "steps_per_second",
+        "warmup/loss/loss_d",
+        "val/miou",
+        "val_iou/road",
+        "panel/0",
+        "verdicts/0",
+        "config",
+    } <= tags
+    # Phase 2 goes on where phase 1 ended; the warm-up counts for itself.
+    assert [e.step for e in events.Tensors("loss/mce")] == [2, 4, 6, 8]
+    assert [e.step for e in events.Tensors("loss/loss_d")] == [6, 8]
+    assert [e.step for e in events.Tensors("val/miou")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("stage, step", [("phase1", 2), ("warmup", 1), ("phase2", 3)])
+def test_a_stopped_run_ends_where_one_never_stopped_does(
+    tiny_run, tiny_config, tiny_data, tmp_path, stage, step
+):
+    """Stopped behind a step that was not saved: the steps since are done again."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(name, done, total, scalars):
+        if (name, done) == (stage, step):
+            raise Stop
+
+    workdir = str(tmp_path)
+    with pytest.raises(Stop):
+        train(tiny_config, tiny_data, workdir, stop)
+    train(tiny_config, tiny_data, workdir)
+    assert_same_weights(workdir, tiny_run)
+
+
+def test_the_finished_run_again_changes_nothing(
+    tiny_run, tiny_config, tiny_data, tmp_path
+):
+    steps = []
+    before = weights_of(tiny_run)
+    train(tiny_config, tiny_data, tiny_run, lambda *args: steps.append(args))
+    assert not steps
+    for ours, other in zip(weights_of(tiny_run), before, strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+def test_control_and_adversarial_run_start_from_one_phase_1_and_see_the_same_data(
+    tiny_run, tiny_config, tiny_data, tmp_path, monkeypatch
+):
+    best = os.path.join(tiny_run, "best", "phase1")
+    start = tf.train.latest_checkpoint(best)
+    seen = {}
+    real_batches = train_lib.train_batches
+
+    def recorded(*args, **kwargs):
+        key = (kwargs["seed"], kwargs["first_example"])
+        seen[name].append(key)
+        return real_batches(*args, **kwargs)
+
+    monkeypatch.setattr(train_lib, "train_batches", recorded)
+    for name, lambda_adv in (("control", 0.0), ("adversarial", 0.01)):
+        seen[name] = []
+        config = dataclasses.replace(
+            tiny_config, lambda_adv=lambda_adv, init_generator=start
+        )
+        train(config, tiny_data, str(tmp_path / name))
+    # The warm-up has a stream of its own; phase 2's is the control's.
+    assert seen["adversarial"][-1] == seen["control"][-1]
+    assert seen["control"] == [(stages.stage_seed(0, "phase2"), 0)]
+    run = checkpoints.read_run(str(tmp_path / "control"))
+    assert "adversary" not in run.provenance["parameters"]
+    with pytest.raises(AssertionError):
+        assert_same_weights(str(tmp_path / "control"), str(tmp_path / "adversarial"))
+
+
+def test_losses_that_are_not_finite_stop_the_run(tiny_config, tiny_data, tmp_path):
+    config = dataclasses.replace(tiny_config, arm="vgg16", phase1_lr=1.0, log_every=1)
+    config = dataclasses.replace(config, phase1_steps=50)
+    with pytest.raises(FloatingPointError, match="phase1 step .*mce"):
+        train(config, tiny_data, str(tmp_path))
+
+
+def test_errors_come_before_anything_is_written(tiny_config, tiny_data, tmp_path):
+    workdir = str(tmp_path / "run")
+    with pytest.raises(ValueError, match="nosuch"):
+        train(dataclasses.replace(tiny_config, val_split="nosuch"), tiny_data, workdir)
+    with pytest.raises(FileNotFoundError, match="data_prep.prepare"):
+        train(tiny_config, str(tmp_path), workdir)
+    weights = dataclasses.replace(
+        tiny_config, width=1.0, backbone_weights=str(tmp_path / "none.h5"), arm="vgg16"
+    )
+    with pytest.raises(FileNotFoundError, match="none.h5: no such file"):
+        train(weights, tiny_data, workdir)
+    assert not os.path.exists(workdir)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+
+
+@pytest.mark.parametrize(
+    "arm", ["vgg16_g", pytest.param("resnet50_g", marks=pytest.mark.slow)]
+)
+def test_the_command_in_a_new_folder(tiny_data, tmp_path, arm):
+    workdir = tmp_path / "new" / "run"
+    arguments = (
+        f"--preset=smoke --arm={arm} --dataset=synthetic --width=0.03125 "
+        "--crop_size=64 --batch_size=2 --phase1_steps=2 --phase2_steps=2 "
+        "--adversary_warmup_steps=1 --eval_limit=1 --eval_every=2 --panels=0 "
+        f"--data_dir={tiny_data} --workdir={workdir}"
+    ).split()
+    result = command(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "mIoU" in result.stdout and str(workdir / "export") in result.stdout
+    assert (workdir / "export" / "saved_model.pb").is_file()
+
+    refused = command(*arguments, "--lambda_adv=0.5")
+    assert refused.returncode == 1
+    assert "lambda_adv=0.01 there, 0.5 now" in refused.stderr
+    assert "Traceback" not in refused.stderr
