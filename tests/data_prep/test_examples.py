@@ -8,14 +8,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.examples import (
-    SourceError,
-    find_pairs,
-    fingerprint,
-    read_image,
-    read_label,
-    read_pairs,
-)
+from data_prep import archives, examples
+from data_prep.archives import File, SourceError
+
+
+def as_file(path):
+    return File(str(path), path.stat().st_size, path.read_bytes)
+
+
+def read_image(path, **options):
+    return examples.read_image(as_file(path), **options)
+
+
+def read_label(path, *arguments):
+    return examples.read_label(as_file(path), *arguments)
+
+
+def match(images, labels):
+    return examples.match_pairs(
+        str(images), archives.list_folder(images), archives.list_folder(labels)
+    )
+
+
+def encode(pair):
+    label = examples.read_label(pair.label, 3)
+    return examples.encode_pair(pair, *examples.read_image(pair.image), label)
 
 
 @pytest.fixture
@@ -184,6 +201,14 @@ def test_other_format(tmp_path):
     fails(f"{path}: is BMP; images must be JPEG or PNG", read_image, path)
 
 
+def test_rotation_can_be_known_not_to_count(tmp_path):
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (7, 5)).save(path, exif=exif)
+    assert read_image(path, oriented=False) == (path.read_bytes(), (5, 7))
+
+
 # --- Pairs -------------------------------------------------------------------
 
 
@@ -199,47 +224,64 @@ def test_pairs_match_by_relative_path(train):
     (images / ".hidden").mkdir()
     (images / ".hidden" / "z.png").touch()
     (images / "readme.txt").touch()
-    first, second = find_pairs(*train)
+    first, second = match(*train)
     assert (first.name, second.name) == ("a/x", "y")
-    assert first.image == images / "a" / "x.jpg"
-    assert first.label == labels / "a" / "x.png"
+    assert first.image.where == str(images / "a" / "x.jpg")
+    assert first.label.where == str(labels / "a" / "x.png")
+    assert first.size == sum(
+        path.stat().st_size for path in (images / "a/x.jpg", labels / "a/x.png")
+    )
 
 
-def test_examples_of_pairs(train):
-    (key, example), _ = read_pairs(find_pairs(*train), 3)
-    assert key == example["name"] == "a/x"
-    assert example["image"] == (train[0] / "a" / "x.jpg").read_bytes()
-    assert example["label"].shape == (10, 14, 1)
+def test_example_of_a_pair(train):
+    pair, _ = match(*train)
+    example = encode(pair)
+    assert example.name == "a/x"
+    assert example.image == (train[0] / "a" / "x.jpg").read_bytes()
+    assert (example.height, example.width) == (10, 14)
+    stored, original = Image.open(io.BytesIO(example.label)), train[1] / "a" / "x.png"
+    assert stored.mode == "L"
+    np.testing.assert_array_equal(stored, Image.open(original))
+    counts = np.bincount(np.ravel(stored), minlength=256)
+    np.testing.assert_array_equal(example.histogram, counts)
+
+
+def test_example_that_nobody_has_labelled(train):
+    image = as_file(train[0] / "y.png")
+    pair = examples.Pair("y", image, None)
+    example = examples.encode_pair(pair, *examples.read_image(image), None)
+    assert pair.size == image.size
+    assert np.all(np.asarray(Image.open(io.BytesIO(example.label))) == 255)
+    assert example.histogram[255] == 9 * 7
+
+
+def test_png_keeps_pixels_and_order_of_colours():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    for original in (pixels, pixels[..., 0]):
+        stored = Image.open(io.BytesIO(examples.png(original)))
+        np.testing.assert_array_equal(stored, original)
 
 
 def test_label_of_another_size(train):
     Image.new("L", (13, 10)).save(train[1] / "a" / "x.png")
-    text = fails("label is 13x10 but image", list, read_pairs(find_pairs(*train), 3))
+    text = fails("label is 13x10 but image", encode, match(*train)[0])
     assert str(train[1] / "a" / "x.png") in text and "14x10" in text
 
 
 def test_image_without_label(train):
     (train[1] / "y.png").unlink()
-    fails(f"{train[0] / 'y.png'}: no label for this image", find_pairs, *train)
+    fails(f"{train[0] / 'y.png'}: no label for this image", match, *train)
 
 
 def test_label_without_image(train):
     (train[0] / "a" / "x.jpg").unlink()
-    fails(f"{train[1] / 'a' / 'x.png'}: no image for this label", find_pairs, *train)
+    fails(f"{train[1] / 'a' / 'x.png'}: no image for this label", match, *train)
 
 
 def test_two_images_of_one_name(train):
     Image.new("RGB", (7, 9)).save(train[0] / "y.jpg")
-    fails("has the same name", find_pairs, *train)
+    fails("has the same name", match, *train)
 
 
-def test_missing_and_empty_folders(tmp_path):
-    fails(f"{tmp_path / 'i'}: folder is missing", find_pairs, tmp_path / "i", tmp_path)
-    fails(f"{tmp_path}: holds no .jpg or", find_pairs, tmp_path, tmp_path)
-
-
-def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
-    one, two = draw_folder(tmp_path / "one"), draw_folder(tmp_path / "two")
-    assert fingerprint(one) == fingerprint(two)
-    (two / "classes.txt").write_text("other\n")
-    assert fingerprint(one) != fingerprint(two)
+def test_nothing_to_match(tmp_path):
+    fails(f"{tmp_path}: holds no .jpg or", match, tmp_path, tmp_path)

@@ -1,14 +1,18 @@
 """The folder builder: a user's own images, and what can be wrong with them."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_prep.examples import SourceError
-from data_prep.folder.folder_dataset_builder import Builder, find_splits, read_classes
+from data_prep import archives
+from data_prep.archives import SourceError
+from data_prep.folder.folder_dataset_builder import Builder
+from data_prep.folder.folder_dataset_builder import find_splits as find_splits_of
+from data_prep.folder.folder_dataset_builder import read_classes as read_classes_of
 from data_prep.prepare import prepare
 from ss_gan_tf import input_pipeline
 
@@ -20,6 +24,14 @@ class FolderTest(tfds.testing.DatasetBuilderTestCase):
     @pytest.fixture(autouse=True, scope="class")
     def drawn(self, request, draw_folder, tmp_path_factory):
         request.cls.EXAMPLE_DIR = draw_folder(tmp_path_factory.mktemp("folder"))
+
+
+def find_splits(source):
+    return find_splits_of(source, archives.list_folder(source))
+
+
+def read_classes(path):
+    return read_classes_of(archives.list_folder(path.parent)[path.name])
 
 
 @pytest.fixture
@@ -52,32 +64,84 @@ def fails(message, function, *arguments):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+# --- As VOC has it --------------------------------------------------------------
+
+
+@pytest.fixture
+def voc_like(draw_folder, tmp_path):
+    """Two images in VOC's layout, each in one list, and one in a third."""
+    source = draw_folder(tmp_path / "voc_like")
+    for kind, folder in (("images", "JPEGImages"), ("labels", "SegmentationClass")):
+        shutil.move(source / kind / "train", source / folder)
+        shutil.rmtree(source / kind)
+    lists = source / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, names in (("train", "a/x\n"), ("val", "y\n"), ("both", "y\n\na/x")):
+        (lists / f"{split}.txt").write_text(names)
+    return source
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_voc_layout(voc_like, layouts, tmp_path, packed):
+    expected = np.asarray(Image.open(voc_like / "SegmentationClass" / "a" / "x.png"))
+    source, data = voc_like, str(tmp_path / "data")
+    if packed:
+        source = tmp_path / "mine.zip"
+        layouts.pack_zip(voc_like, source, "mine/")
+    prepare("folder", str(source), data)
+    prepared = input_pipeline.open_dataset("folder", data)
+    assert prepared.split_sizes == {"both": 2, "train": 1, "val": 1}
+    assert [example["name"] for example in prepared.source("both")] == [b"y", b"a/x"]
+    label = Image.open(io.BytesIO(prepared.source("train")[0]["label"]))
+    np.testing.assert_array_equal(label, expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEGImages", "SegmentationClass"])
+def test_list_that_names_what_is_missing(voc_like, tmp_path, kind):
+    shutil.rmtree(voc_like / kind / "a")
+    message = f"both.txt: names a/x, but {voc_like}/{kind}/a/x with its suffix is miss"
+    fails(message, prepare, "folder", str(voc_like), str(tmp_path / "data"))
+
+
+def test_list_that_is_empty(voc_like, tmp_path):
+    path = voc_like / "ImageSets" / "Segmentation" / "val.txt"
+    path.write_text("\n")
+    message = f"{path}: the list is empty"
+    fails(message, prepare, "folder", str(voc_like), str(tmp_path / "data"))
+
+
+# --- Splits and classes ---------------------------------------------------------
+
+
 def test_splits_are_the_folders(source):
     assert find_splits(source) == ["train", "val"]
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
-def test_missing_folder(tmp_path, kind):
-    (tmp_path / ("labels" if kind == "images" else "images")).mkdir()
-    fails(f"{tmp_path / kind}: folder is missing", find_splits, tmp_path)
+def test_missing_folder(source, kind):
+    shutil.rmtree(source / kind)
+    fails(f"{source / kind}: folder is missing or empty", find_splits, source)
 
 
 def test_no_split(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "x.png").touch()
     fails(f"{tmp_path / 'images'}: holds no split", find_splits, tmp_path)
 
 
 @pytest.mark.parametrize("there, missing", [("images", "labels"), ("labels", "images")])
 def test_split_on_one_side_only(source, there, missing):
     (source / there / "test").mkdir()
+    (source / there / "test" / "x.png").touch()
     fails(f"{source / missing / 'test'} is missing", find_splits, source)
 
 
 @pytest.mark.parametrize("split", ["my-split", "all"])
 def test_split_name(source, split):
-    (source / "images" / split).mkdir()
-    (source / "labels" / split).mkdir()
+    for kind in ("images", "labels"):
+        (source / kind / split).mkdir()
+        (source / kind / split / "x.png").touch()
     fails(f"{source / 'images' / split}: a split is named", find_splits, source)
 
 
@@ -106,5 +170,7 @@ def test_faulty_classes(tmp_path, text, message):
     fails(f"{path}: {message}", read_classes, path)
 
 
-def test_missing_classes(tmp_path):
-    fails("classes.txt: file is missing", read_classes, tmp_path / "classes.txt")
+def test_missing_classes(source, tmp_path):
+    (source / "classes.txt").unlink()
+    message = "classes.txt: file is missing"
+    fails(message, prepare, "folder", str(source), str(tmp_path / "data"))

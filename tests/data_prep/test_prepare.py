@@ -7,8 +7,8 @@ import sys
 import pytest
 from PIL import Image
 
-from data_prep.examples import SourceError
-from data_prep.prepare import prepare, summary
+from data_prep.archives import SourceError
+from data_prep.prepare import describe, prepare
 from ss_gan_tf import input_pipeline
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,12 +26,14 @@ def run(*flags):
 
 def test_command_prepares_says_so_and_does_it_once(tmp_path):
     flags = ["--dataset=synthetic", f"--data_dir={tmp_path}", "--num_examples=4"]
-    first, second = run(*flags), run(*flags)
+    first, second = run(*flags), run(*flags, "--verify")
     assert first.returncode == second.returncode == 0, first.stderr
     assert f"Prepared: synthetic in {tmp_path}/synthetic/1.0.0" in first.stdout
     assert "train: 4 examples (of 400)" in first.stdout
     assert "7 classes: road, building" in first.stdout
     assert "Already prepared: synthetic" in second.stdout
+    assert "Verified: 6 examples of 3 splits" in second.stdout
+    assert "val: 1 of 1 examples, 00:00:00 left" in first.stderr
     prepared = input_pipeline.open_dataset("synthetic", str(tmp_path))
     assert prepared.split_sizes == {"train": 4, "val": 1, "test": 1}
     # No folder of downloads, nothing unfinished.
@@ -59,8 +61,8 @@ def test_preparing_again_needs_no_source(draw_folder, tmp_path):
     source, data = draw_folder(tmp_path / "source"), str(tmp_path / "data")
     first = prepare("folder", str(source), data)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
-    assert summary(prepare("folder", None, data)) == summary(first)
-    assert summary(prepare("folder", str(source), data)) == summary(first)
+    assert describe(prepare("folder", None, data)) == describe(first)
+    assert describe(prepare("folder", str(source), data)) == describe(first)
     assert written == {path: path.stat().st_mtime_ns for path in written}
 
 
@@ -85,12 +87,14 @@ def test_source_is_needed(tmp_path, dataset):
 
 def test_faulty_camvid(draw_camvid, tmp_path):
     source = draw_camvid(tmp_path / "source", counts={"train": 1, "val": 1})
-    with pytest.raises(SourceError, match="source/test: folder is missing"):
+    with pytest.raises(SourceError, match="source/test: folder is missing or empty"):
         prepare("camvid", str(source), str(tmp_path / "data"))
 
 
 def test_options_of_other_data_sets(tmp_path):
     with pytest.raises(SourceError, match="num_examples is for synthetic"):
         prepare("camvid", str(tmp_path), str(tmp_path), num_examples=3)
-    with pytest.raises(SourceError, match="'cam' is not one of synthetic, camvid"):
+    with pytest.raises(
+        SourceError, match="'cam' is not one of synthetic, voc_sbd, city"
+    ):
         prepare("cam", None, str(tmp_path))

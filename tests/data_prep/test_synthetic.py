@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep.examples import SourceError
+from data_prep.archives import SourceError
 from data_prep.synthetic.scene import HEIGHT, WIDTH, draw_scene
 from data_prep.synthetic.synthetic_dataset_builder import Builder, split_counts
 from ss_gan_tf.datasets import DATASETS

@@ -1,0 +1,257 @@
+"""Source files in folders and in archives, read where they lie.
+
+Folder, tar and zip give the same thing: the names of their files and a way to read
+each of them.  Nothing is extracted.  A tar's and a zip's files are read by position; a
+compressed tar can only be read from its start, which is done once, and what is wanted
+of it is kept.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+# Name relative to the root of folder or archive -> file.
+Files = Mapping[str, "File"]
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+
+_BLOCK = 512  # bytes; a tar is made of these and ends with empty ones
+_CHUNK = 2**20  # bytes
+_CUT_SHORT = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
+
+class SourceError(ValueError):
+    """The source is not what the builder needs; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of the source, wherever it lies.
+
+    Attributes:
+        where: Its path for people; inside an archive "ARCHIVE: NAME".
+        size: Its length in bytes.
+        read: Returns its content; may be called from any thread.
+    """
+
+    where: str
+    size: int
+    read: Callable[[], bytes] = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name from the last dot on, in lower case."""
+        return PurePosixPath(self.where).suffix.lower()
+
+
+def open_source(path: Path) -> dict[str, File]:
+    """The files of a folder or of an archive.
+
+    Raises:
+        SourceError: `path` is neither, or the archive is faulty.
+    """
+    if path.is_dir():
+        return list_folder(path)
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such folder or archive.")
+    if path.name.endswith(".zip"):
+        return list_zip(path)
+    if path.name.endswith(".tar"):
+        return list_tar(path)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        return stream_tar(path)
+    raise SourceError(
+        f"{path}: is neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}."
+    )
+
+
+def list_folder(path: Path) -> dict[str, File]:
+    """The files of a folder at any depth, sorted; hidden ones left out."""
+    files = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            files[name.as_posix()] = File(
+                str(file), file.stat().st_size, file.read_bytes
+            )
+    return files
+
+
+def list_tar(path: Path) -> dict[str, File]:
+    """The files of an uncompressed tar; only its headers are read.
+
+    Raises:
+        SourceError: The tar is faulty, cut short, or a name leads out of it.
+    """
+    files = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                _check_name(path, member.name)
+                if member.isreg():
+                    span = member.offset_data, member.size
+                    files[member.name] = File(
+                        f"{path}: {member.name}", member.size, _span_reader(path, *span)
+                    )
+            end = archive.offset
+    except _CUT_SHORT as error:
+        raise _faulty(path, error) from error
+    # tarfile takes whatever is no header for the end, a missing byte included.
+    if _span_reader(path, end, _BLOCK)() != bytes(_BLOCK):
+        raise SourceError(f"{path}: is not an intact archive; byte {end} is no header.")
+    return _visible(files)
+
+
+def stream_tar(
+    path: Path, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, File]:
+    """Reads a gzipped tar from start to end, once, and keeps files in memory.
+
+    Args:
+        path: The archive.
+        keep: Whether the file of this name is wanted.
+
+    Raises:
+        SourceError: The tar is faulty, cut short, or a name leads out of it.
+    """
+    files = {}
+    try:
+        with gzip.open(path) as stream, tarfile.open(None, "r|", stream) as archive:
+            for member in archive:
+                _check_name(path, member.name)
+                if member.isreg() and keep(member.name):
+                    content = archive.extractfile(member).read()
+                    files[member.name] = File(
+                        f"{path}: {member.name}", member.size, lambda c=content: c
+                    )
+            while stream.read(_CHUNK):  # the checksum is at the very end
+                pass
+    except _CUT_SHORT as error:
+        raise _faulty(path, error) from error
+    return _visible(files)
+
+
+def list_zip(path: Path) -> dict[str, File]:
+    """The files of a zip; only its table of contents is read.
+
+    Raises:
+        SourceError: The zip is faulty, cut short, or a name leads out of it.
+    """
+    files = {}
+    try:
+        archive = zipfile.ZipFile(path)
+    except _CUT_SHORT as error:
+        raise _faulty(path, error) from error
+    for member in archive.infolist():
+        _check_name(path, member.filename)
+        if not member.is_dir():
+            files[member.filename] = File(
+                f"{path}: {member.filename}",
+                member.file_size,
+                _member_reader(path, archive, member),
+            )
+    return _visible(files)
+
+
+def fingerprint(source: str | Path) -> str:
+    """Identifies a source by the relative paths and sizes of its files.
+
+    Contents are not read: it tells two sources apart, it is no checksum.
+    """
+    root = Path(source)
+    sizes = {root.name: root.stat().st_size}
+    if root.is_dir():
+        sizes = {name: file.size for name, file in list_folder(root).items()}
+    digest = hashlib.sha256()
+    for name in sorted(sizes, key=PurePosixPath):
+        digest.update(f"{name}\t{sizes[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def newest_change(source: str | Path | None) -> int:
+    """When a file of the source was changed last, ns since 1970; 0 for no source."""
+    root = Path(source) if source else None
+    if root is None or not root.exists():
+        return 0
+    files = [root, *(root.rglob("*") if root.is_dir() else ())]
+    return max(path.stat().st_mtime_ns for path in files)
+
+
+def below(files: Files, folder: str) -> dict[str, File]:
+    """The files of a sub-folder, by their names relative to it."""
+    prefix = f"{folder}/" if folder else ""
+    return {
+        name[len(prefix) :]: file
+        for name, file in files.items()
+        if name.startswith(prefix)
+    }
+
+
+def find_root(files: Files, marker: str) -> str | None:
+    """The shallowest folder below which `marker` lies; None if there is none.
+
+    Args:
+        files: Names and files.
+        marker: Relative name, e.g. "ImageSets/Segmentation/train.txt".
+    """
+    roots = [
+        name[: -len(marker)].rstrip("/")
+        for name in files
+        if name == marker or name.endswith(f"/{marker}")
+    ]
+    return min(roots, key=lambda root: (root.count("/"), root)) if roots else None
+
+
+def _check_name(path: Path, name: str) -> None:
+    posix = PurePosixPath(name.replace("\\", "/"))
+    if posix.is_absolute() or ".." in posix.parts or ":" in posix.parts[:1]:
+        raise SourceError(
+            f"{path}: member {name!r} leads out of the archive; names must be relative "
+            "and without '..'."
+        )
+
+
+def _visible(files: Files) -> dict[str, File]:
+    """Sorted, without "./" in front, and without hidden files."""
+    clean = {str(PurePosixPath(name)): file for name, file in files.items()}
+    return {
+        name: clean[name]
+        for name in sorted(clean)
+        if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    }
+
+
+def _span_reader(path: Path, start: int, size: int) -> Callable[[], bytes]:
+    def read() -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read(size)
+        if len(content) != size:
+            raise SourceError(f"{path}: archive is cut short; its end is missing.")
+        return content
+
+    return read
+
+
+def _member_reader(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            return archive.read(member)
+        except (*_CUT_SHORT, RuntimeError, NotImplementedError) as error:
+            raise _faulty(path, error) from error
+
+    return read
+
+
+def _faulty(path: Path, error: Exception) -> SourceError:
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return SourceError(
+        f"{path}: is not an intact archive ({reason}); it may be cut short."
+    )

@@ -1,0 +1,1 @@
+"""TFDS builder of the `voc_sbd` data set."""
