@@ -123,7 +123,13 @@ def evaluate_run(
         on_prediction=write,
     )
     info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
-    metrics |= {"dataset": own.dataset, "split": split, "limit": limit, **info}
+    metrics |= {
+        "dataset": own.dataset,
+        "split": split,
+        "partial": prepared.partial,
+        "limit": limit,
+        **info,
+    }
     kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
     if scales != own.eval_scales:
         kind += "".join(f"-x{scale:g}" for scale in scales)
@@ -163,6 +169,8 @@ def main(_):
         print(f"{FLAGS.split} has no labels: nothing to score")
     if FLAGS.submission:
         print(f"submission: {FLAGS.submission}")
+    if metrics["partial"]:
+        print(f"{metrics['dataset']} was prepared from a partial source")
     print(f"{metrics['num_images']} images, {metrics['mode']}: {path}")
 
 

@@ -257,6 +257,7 @@ class _Training:
         facts = {
             "dataset": self.config.dataset,
             "split": self.config.val_split,
+            "partial": self.data.partial,
             "limit": 0,
             "checkpoint": os.path.relpath(checkpoint, self.workdir),
             **self.position.describe(),

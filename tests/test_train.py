@@ -31,6 +31,7 @@ def test_a_run_leaves_metrics_and_an_export(tiny_run):
         metrics = json.load(file)
     assert 0 <= metrics["miou"] <= 1 and len(metrics["iou"]) == 7
     assert (metrics["phase"], metrics["step"]) == ("phase2", 4)
+    assert metrics["partial"] is False
     # 12 training scenes bring the same share of the 60 validation scenes.
     assert metrics["num_images"] == round(60 * 12 / 400)
     exported = tf.saved_model.load(os.path.join(tiny_run, "export"))
