@@ -225,8 +225,10 @@ def _draw_classes(prepared, split, seed, count, settings, titles):
     return bar_chart(names, colors, tuple(both), (what, *titles))
 
 
-def main(_):
+def main(argv):
     """Browses as the flags say; exits with 1 and one line when it cannot."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)  # TFDS reports every file it reads
     try:
         paths = browse(

@@ -204,7 +204,8 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def main(argv: list[str]) -> None:
     """Prepares as the flags say; exits with 1 and one line when it cannot."""
-    del argv
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)  # TFDS reports every file it writes
     tfds.disable_progress_bar()  # there is our own
     try:

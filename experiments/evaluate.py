@@ -3,8 +3,9 @@ r"""Evaluates a run's generator: eq. 8, a table of named classes and metrics.jso
 python -m experiments.evaluate --workdir=RUN --split=test
 
 The result goes to RUN/eval/SPLIT/metrics.json; of the best checkpoint to SPLIT-best, of
-the first N images to SPLIT-firstN, and with other scales than the run's own to
-SPLIT-xSCALE-xSCALE, mirrored or not to SPLIT-flip or SPLIT-noflip, so that no result
+the first N images to SPLIT-firstN, and with another mode, overlap or
+other scales than the run's own to SPLIT-sliding, SPLIT-overlapX, SPLIT-xSCALE-xSCALE,
+mirrored or not to SPLIT-flip or SPLIT-noflip, so that no result
 replaces one of another kind.
 
 --submission=DIR also writes the predictions as the benchmark's server takes them; a
@@ -18,7 +19,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.flags import parse_numbers
+from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import checkpoints, input_pipeline, submission
 from ss_gan_tf.backbones import normalize
@@ -131,6 +132,10 @@ def evaluate_run(
         **info,
     }
     kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
+    if mode not in (None, own.eval_mode):
+        kind += f"-{mode}"
+    if overlap not in (None, own.eval_overlap):
+        kind += f"-overlap{overlap:g}"
     if scales != own.eval_scales:
         kind += "".join(f"-x{scale:g}" for scale in scales)
     if flip != own.eval_flip:
@@ -140,8 +145,9 @@ def evaluate_run(
     return metrics, path
 
 
-def main(_):
+def main(argv):
     """Evaluates as the flags say; exits with 1 and one line when it cannot."""
+    refuse_arguments(argv)
     show_own_messages()
     try:
         scales = FLAGS.eval_scales

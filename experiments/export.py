@@ -10,6 +10,7 @@ import sys
 from absl import app, flags
 
 import ss_gan_tf
+from experiments.flags import refuse_arguments
 from experiments.progress import show_own_messages
 from ss_gan_tf import checkpoints
 from ss_gan_tf.backbones import normalize
@@ -57,8 +58,9 @@ def export_run(workdir: str, output_dir: str, checkpoint: str = "last"):
     )
 
 
-def main(_):
+def main(argv):
     """Exports as the flags say; exits with 1 and one line when it cannot."""
+    refuse_arguments(argv)
     show_own_messages()
     try:
         export_run(FLAGS.workdir, FLAGS.output_dir, FLAGS.checkpoint)

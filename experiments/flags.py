@@ -7,6 +7,7 @@ default; so explicit flags win over the preset.
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Sequence
 
@@ -35,6 +36,18 @@ def define_config_flags():
             flags.DEFINE_string(field.name, None, text)
         else:  # a tuple of numbers
             flags.DEFINE_list(field.name, None, text)
+
+
+def refuse_arguments(argv: list[str]):
+    """Ends the program when words are left that belong to no flag.
+
+    absl leaves the `false` of `--flip false` over, and flip would be true.
+    """
+    if len(argv) > 1:
+        sys.exit(
+            f"error: unexpected argument {argv[1]!r}; a switch is written "
+            "--flip, --noflip or --flip=false"
+        )
 
 
 def config_from_flags() -> Config:

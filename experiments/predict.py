@@ -9,6 +9,7 @@ import sys
 
 from absl import app, flags
 
+from experiments.flags import refuse_arguments
 from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import predict
 
@@ -28,8 +29,9 @@ def define_flags():
     )
 
 
-def main(_):
+def main(argv):
     """Predicts as the flags say; exits with 1 when any input has no result."""
+    refuse_arguments(argv)
     show_own_messages()
     try:
         failures = predict.predict(

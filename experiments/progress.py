@@ -16,7 +16,7 @@ def show_own_messages():
     Call it before the library is called.
     """
     logging.getLogger("ss_gan_tf").setLevel(logging.INFO)
-    logging.getLogger("tensorflow").setLevel(logging.WARNING)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.WARNING)
 
 

@@ -6,9 +6,14 @@ python -m experiments.train --arm=vgg16_g --dataset=camvid --data_dir=DATA \
 
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
-from experiments.flags import config_from_flags, define_config_flags
+from experiments.flags import (
+    config_from_flags,
+    define_config_flags,
+    refuse_arguments,
+)
 from experiments.progress import StepProgress, show_own_messages
 from ss_gan_tf.metrics import format_table
 from ss_gan_tf.train import train
@@ -23,14 +28,17 @@ def define_flags():
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 
 
-def main(_):
+def main(argv):
     """Trains as the flags say; exits with 1 and one line when it cannot."""
+    refuse_arguments(argv)
     show_own_messages()
     try:
         config = config_from_flags()
         metrics = train(config, FLAGS.data_dir, FLAGS.workdir, StepProgress())
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except tf.errors.OpError as error:  # a damaged record, no memory left
+        sys.exit(f"error: {error.message.strip().splitlines()[0]}")
     print(format_table(metrics))
     print(f"{config.val_split}: {FLAGS.workdir}/eval/{config.val_split}/metrics.json")
     print(f"SavedModel: {FLAGS.workdir}/export")

@@ -7,6 +7,7 @@ ResNet trunk adds what `keras.applications` lacks: dilation instead of stride.
 import hashlib
 import logging
 import os
+import warnings
 
 import h5py
 import keras
@@ -189,6 +190,7 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
+        OSError: the download failed.
         ValueError: the file is not of this backbone.
     """
     wants_classifier = any(layer.name == "fc6" for layer in model.layers)
@@ -223,7 +225,13 @@ def _open_application(backbone, weights, wants_classifier):
     build = _APPLICATIONS[backbone]
     if weights == "imagenet":
         include_top = backbone == "vgg16" and wants_classifier
-        model = build(include_top=include_top, weights="imagenet")
+        try:
+            model = build(include_top=include_top, weights="imagenet")
+        except Exception as error:  # Keras raises no narrower one
+            raise OSError(
+                f"backbone_weights=imagenet: the download failed ({error}); "
+                "give a file, or none"
+            ) from error
         name = _DOWNLOADS[backbone]
         if backbone == "vgg16" and not include_top:
             name = name.replace(".h5", "_notop.h5")
@@ -235,7 +243,10 @@ def _open_application(backbone, weights, wants_classifier):
             "(imagenet downloads, none starts at random)"
         )
     try:
-        return build(include_top=_has_classifier(weights), weights=weights), weights
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a line a layer, before the one error
+            model = build(include_top=_has_classifier(weights), weights=weights)
+        return model, weights
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(

@@ -19,6 +19,9 @@ from ss_gan_tf.generator import build_generator
 
 PHASES = ("phase1", "phase2")
 
+# What TensorFlow raises for a checkpoint that is damaged or of another network.
+UNREADABLE = (ValueError, AssertionError, IndexError, tf.errors.OpError)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -171,7 +174,7 @@ def restore_generator(generator: keras.Model, path: str) -> dict:
         status = tf.train.Checkpoint(generator=generator, position=position)
         status = status.restore(path)
         status.assert_existing_objects_matched().expect_partial()
-    except (ValueError, AssertionError, tf.errors.OpError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise ValueError(
             f"{path}: not a checkpoint of this generator "
@@ -213,19 +216,51 @@ def initialize_generator(
         FileNotFoundError: no weights file, or no run or checkpoint to start from.
         ValueError: they do not fit.
     """
-    path = config.init_generator
-    if not path:
+    if not config.init_generator:
         return load_imagenet(generator, config.backbone, config.backbone_weights)
-    if os.path.isdir(path):
-        other = read_run(path)
-        if other.class_names != tuple(class_names):
-            raise ValueError(
-                f"init_generator={path}: its classes {list(other.class_names)} are "
-                f"not the data set's {list(class_names)}"
-            )
-        path = find_checkpoint(path, "last")
-    elif not os.path.isfile(path + ".index"):
+    path = _starting_checkpoint(config.init_generator)
+    origin = _run_around(path)
+    if origin:
+        _check_same_network(origin, config, class_names)
+    return {"init_generator": restore_generator(generator, path)}
+
+
+def _starting_checkpoint(path: str) -> str:
+    """Checkpoint prefix behind --init_generator: a run, its best/PHASE, or a prefix."""
+    if os.path.isfile(os.path.join(path, "run.json")):
+        return find_checkpoint(path, "last")
+    prefix = tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
+    if not prefix or not os.path.isfile(prefix + ".index"):
         raise FileNotFoundError(
             f"init_generator={path}: neither a run's folder nor a checkpoint"
         )
-    return {"init_generator": restore_generator(generator, path)}
+    return prefix
+
+
+def _run_around(checkpoint: str) -> Run | None:
+    """The run that a checkpoint lies in: RUN/checkpoints/X or RUN/best/PHASE/X."""
+    folder = os.path.dirname(os.path.abspath(checkpoint))
+    for _ in range(2):
+        folder = os.path.dirname(folder)
+        if os.path.isfile(os.path.join(folder, "run.json")):
+            return read_run(folder)
+    return None
+
+
+def _check_same_network(origin: Run, config: Config, class_names: tuple[str, ...]):
+    """Refuses another architecture whose weights happen to have the same shapes."""
+    if origin.class_names != tuple(class_names):
+        raise ValueError(
+            f"init_generator={config.init_generator}: its classes "
+            f"{list(origin.class_names)} are not the data set's {list(class_names)}"
+        )
+    names = ["backbone", "width"]
+    if config.backbone == "resnet50":
+        names += ["aspp_rates", "head_norm"]
+    for name in names:
+        there, here = getattr(origin.config, name), getattr(config, name)
+        if there != here:
+            raise ValueError(
+                f"init_generator={config.init_generator}: its {name} is {there!r}, "
+                f"this run's is {here!r}"
+            )

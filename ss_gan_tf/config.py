@@ -110,10 +110,11 @@ class Config:
             f"must not exceed scale_max={self.scale_max}",
         )
         _require(
-            len(self.aspp_rates) > 0 and all(r >= 1 for r in self.aspp_rates),
+            0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
+            and all(rate >= 1 for rate in self.aspp_rates),
             "aspp_rates",
             self.aspp_rates,
-            "must be positive integers",
+            "must be different positive integers",
         )
         _require(
             0 < len(set(self.eval_scales)) == len(self.eval_scales)
@@ -140,7 +141,7 @@ class Config:
                 self.lambda_on,
                 "must be generator under adversarial_weighting=gradient_ratio",
             )
-        if self.grid_size:
+        if self.uses_adversary and self.grid_size:
             # A's last feature map has a sixteenth of the crop's side.
             _require(
                 self.crop_size // 16 >= self.grid_size,

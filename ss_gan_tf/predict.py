@@ -192,7 +192,7 @@ def load_model(model_dir: str) -> Model:
             classes = json.load(file)
         loaded = tf.saved_model.load(model_dir)
         names, colors = classes["class_names"], classes["class_colors"]
-    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+    except (OSError, ValueError, LookupError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
             f"the export in {model_dir} is damaged: {_first_line(error)}"
         ) from error

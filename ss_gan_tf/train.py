@@ -5,6 +5,7 @@ n), so adversarial run and control meet the same batches, and a resumed run read
 nothing that came before.
 """
 
+import dataclasses
 import importlib.metadata
 import logging
 import math
@@ -61,13 +62,19 @@ def train(
         data.source(split)  # an unknown split is an error before the long work
 
     # --- Models and optimizers -----------------------------------------------
-    if os.path.exists(os.path.join(workdir, "run.json")):
-        checkpoints.check_same_run(workdir, config, data.class_names)
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise ValueError(f"workdir={workdir}: is a file")
     resumes = checkpoints.has_checkpoint(workdir)
+    if resumes:
+        checkpoints.check_same_run(workdir, config, data.class_names)
     networks, weights = stages.create_networks(
         config, data.class_names, load_weights=not resumes
     )
-    if not resumes:
+    if resumes:
+        old = checkpoints.read_run(workdir)
+        fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
+        checkpoints.write_run(dataclasses.replace(old, **fields))
+    else:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     plan = stages.make_stages(config, networks, data.ignore_label)
 
@@ -125,7 +132,14 @@ class _Training:
         path = self.manager.latest_checkpoint
         if not path:
             return 0
-        self.manager.checkpoint.restore(path).assert_consumed()
+        try:
+            self.manager.checkpoint.restore(path).assert_consumed()
+        except checkpoints.UNREADABLE as error:
+            raise ValueError(
+                f"{path}: cannot be restored ({str(error).splitlines()[0][:200]}); "
+                "to continue from an older state, name it in the file `checkpoint` "
+                "beside it"
+            ) from error
         where = self.position.describe()
         _LOG.info("continuing from %s, %s step %d", path, *where.values())
         return [stage.name for stage in plan].index(where["phase"])
@@ -142,6 +156,13 @@ class _Training:
             scalars = stage.step(batch["image"], batch["label"])
             self.position.step.assign(step)
             is_last = step == stage.num_steps
+            evaluates = stage.updates_generator and (
+                step % config.eval_every == 0 or is_last
+            )
+            saves = step % config.save_every == 0 or is_last
+            if evaluates or saves:
+                _finite(stage, step, scalars)
+                self._check_state(stage, step)
             if step % config.log_every == 0 or is_last:
                 values = _finite(stage, step, scalars)
                 seconds = time.monotonic() - clock
@@ -150,10 +171,6 @@ class _Training:
                 counted_from, clock = step, time.monotonic()
             if self.progress:
                 self.progress(stage.name, step, stage.num_steps, values)
-            evaluates = stage.updates_generator and (
-                step % config.eval_every == 0 or is_last
-            )
-            saves = step % config.save_every == 0 or is_last
             if evaluates:
                 self._validate(stage, step)
             if saves:
@@ -167,7 +184,11 @@ class _Training:
         self.position.step.assign(0)
         if stage.name == "phase2":
             stages.reset_optimizer(self.networks.generator_optimizer)
-            if self.config.init_generator:
+            # G as phase 2 finds it competes for the phase's best.
+            last_stage, _, metrics = self.last_validation
+            if last_stage == "phase1":
+                self._keep_best(stage, 0, metrics["miou"] or 0.0)
+            else:
                 self._validate(stage, 0)
 
     def _batches(self, stage, first):
@@ -201,9 +222,23 @@ class _Training:
         _LOG.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
         self.writer.validation(at, metrics)
         self.writer.pictures(at, self._pictures())
+        self._keep_best(stage, step, miou)
+
+    def _keep_best(self, stage, step, miou):
         if miou > self.best[stage.name].numpy():
             self.best[stage.name].assign(miou)
-            self.best_managers[stage.name].save(at)
+            self.best_managers[stage.name].save(stage.first_step + step)
+
+    def _check_state(self, stage, step):
+        """No state that is not finite is saved: it would push out the good ones."""
+        for part in vars(self.networks).values():
+            for variable in part.variables if part is not None else ():
+                is_float = variable.dtype.startswith("float")
+                if is_float and not tf.reduce_all(tf.math.is_finite(variable)):
+                    raise FloatingPointError(
+                        f"{stage.name} step {step}: {variable.path} is not finite; "
+                        "the newest checkpoint is older"
+                    )
 
     def _evaluate(self, limit):
         return evaluate(
@@ -236,7 +271,7 @@ class _Training:
                 self.data.class_colors,
                 self.data.ignore_label,
             )
-            if self.networks.adversary is not None:
+            if self.networks.adversary is not None and _fits_verdicts(example):
                 real, fake = _verdicts(
                     self.networks,
                     example,
@@ -279,6 +314,11 @@ class _Training:
             metadata={"arm": self.config.arm, **facts},
         )
         return metrics
+
+
+def _fits_verdicts(example) -> bool:
+    """Whether A's last feature map, a sixteenth of the image, has a cell."""
+    return min(example["label"].shape) >= 32
 
 
 def _verdicts(networks, example, probs, epsilon, ignore_label):

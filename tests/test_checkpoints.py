@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ss_gan_tf import checkpoints
 
@@ -39,7 +40,7 @@ def test_last_and_best_of_the_last_phase(tiny_run):
     assert (info["phase"], info["step"]) == ("phase2", 4)
     assert generator.count_params() == run.provenance["parameters"]["generator"]
     _, info = checkpoints.load_generator(run, "best")
-    assert info["phase"] == "phase2" and info["step"] in (2, 4)
+    assert info["phase"] == "phase2" and info["step"] in (0, 2, 4)
     assert os.path.join("best", "phase2") in info["checkpoint"]
 
 
@@ -86,7 +87,8 @@ def test_other_classes_are_refused_and_bookkeeping_is_not(tiny_run, tiny_config)
 def test_start_from_a_run_or_from_one_of_its_checkpoints(tiny_run, tiny_config):
     run = checkpoints.read_run(tiny_run)
     trained, _ = checkpoints.load_generator(run, "last")
-    for path in (tiny_run, checkpoints.find_checkpoint(tiny_run, "last")):
+    last = checkpoints.find_checkpoint(tiny_run, "last")
+    for path in (tiny_run, last, os.path.dirname(last)):
         config = dataclasses.replace(tiny_config, init_generator=path)
         generator = checkpoints.build_run_generator(config, 7)
         info = checkpoints.initialize_generator(generator, config, run.class_names)
@@ -106,23 +108,54 @@ def test_start_from_what_does_not_fit(tiny_run, tiny_config, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="neither a run's folder nor"):
         start(str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="no run here"):
+    with pytest.raises(FileNotFoundError, match="neither a run's folder nor"):
         start(str(tmp_path))
     with pytest.raises(ValueError, match="are not the data set's"):
         start(tiny_run, class_names=("other", *names[1:]))
     checkpoint = checkpoints.find_checkpoint(tiny_run, "last")
-    with pytest.raises(ValueError, match="not a checkpoint of this generator"):
+    with pytest.raises(ValueError, match="are not the data set's"):
         start(checkpoint, class_names=names[:3])
-    with pytest.raises(ValueError, match="not a checkpoint of this generator"):
+    with pytest.raises(ValueError, match="backbone is 'vgg16', this run's is 'resn"):
         start(checkpoint, arm="resnet50_g")
+    # Without the run around it, the weights themselves have to disagree.
+    for file in os.listdir(os.path.dirname(checkpoint)):
+        shutil.copy(os.path.join(os.path.dirname(checkpoint), file), tmp_path)
+    alone = str(tmp_path / os.path.basename(checkpoint))
+    with pytest.raises(ValueError, match="not a checkpoint of this generator"):
+        start(alone, class_names=names[:3])
 
 
-def test_a_damaged_checkpoint_is_one_clear_error(tiny_run, tmp_path):
+def test_weights_of_other_dilation_rates_are_refused_though_they_fit(
+    tiny_config, tmp_path
+):
+    """3x3 kernels at rates 12, 24, 36 have the shapes of those at 1, 2, 3."""
+    config = dataclasses.replace(tiny_config, arm="resnet50")
+    trained = checkpoints.build_run_generator(config, 2)
+    colors = ((0, 0, 0), (9, 9, 9))
+    run = checkpoints.Run(str(tmp_path), config, "data", ("a", "b"), colors, 255, {})
+    checkpoints.write_run(run)
+    state = tf.train.Checkpoint(generator=trained, position=checkpoints.Position())
+    tf.train.CheckpointManager(
+        state, str(tmp_path / "best" / "phase1"), max_to_keep=1
+    ).save()
+    path = tf.train.latest_checkpoint(str(tmp_path / "best" / "phase1"))
+    other = dataclasses.replace(
+        config, arm="resnet50_g", init_generator=path, aspp_rates=(1, 2, 3)
+    )
+    with pytest.raises(ValueError, match=r"aspp_rates is \(12, 24, 36\), this run's"):
+        checkpoints.initialize_generator(trained, other, ("a", "b"))
+
+
+@pytest.mark.parametrize("damage", ["index", "data"])
+def test_a_damaged_checkpoint_is_one_clear_error(tiny_run, tmp_path, damage):
     copy = str(tmp_path / "run")
     shutil.copytree(tiny_run, copy)
     path = checkpoints.find_checkpoint(copy, "last")
-    with open(path + ".index", "wb") as file:
-        file.write(b"not a table")
+    if damage == "index":
+        with open(path + ".index", "wb") as file:
+            file.write(b"not a table")
+    else:
+        os.truncate(path + ".data-00000-of-00001", 500)
     with pytest.raises(ValueError, match="not a checkpoint of this generator"):
         checkpoints.load_generator(checkpoints.read_run(copy), "last")
 

@@ -70,6 +70,7 @@ def test_what_an_arm_runs(arm, lambda_adv, uses_phase2, uses_adversary, is_contr
         {"scale_min": 2.0, "scale_max": 1.0},
         {"aspp_rates": ()},
         {"aspp_rates": (6, 0)},
+        {"aspp_rates": (6, 6)},
         {"lambda_adv": 0.0, "lambda_on": "adversary"},
         {"adversarial_weighting": "gradient_ratio", "lambda_on": "both"},
         {"arm": "vgg16", "init_generator": "elsewhere"},
@@ -102,3 +103,8 @@ def test_json_round_trip(preset):
 def test_unknown_fields_in_json_are_named():
     with pytest.raises(ValueError, match="lamda"):
         Config.from_json('{"lamda": 1}')
+
+
+def test_the_grid_binds_only_where_there_is_an_adversary():
+    assert Config(arm="vgg16", crop_size=48).crop_size == 48
+    assert Config(arm="vgg16_g", lambda_adv=0.0, crop_size=48).is_control

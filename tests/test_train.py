@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -132,11 +133,31 @@ def test_control_and_adversarial_run_start_from_one_phase_1_and_see_the_same_dat
         assert_same_weights(str(tmp_path / "control"), str(tmp_path / "adversarial"))
 
 
-def test_losses_that_are_not_finite_stop_the_run(tiny_config, tiny_data, tmp_path):
-    config = dataclasses.replace(tiny_config, arm="vgg16", phase1_lr=1.0, log_every=1)
-    config = dataclasses.replace(config, phase1_steps=50)
-    with pytest.raises(FloatingPointError, match="phase1 step .*mce"):
+def test_losses_that_are_not_finite_stop_the_run_and_are_not_saved(
+    tiny_config, tiny_data, tmp_path
+):
+    config = dataclasses.replace(
+        tiny_config, arm="vgg16", phase1_lr=1.0, phase1_lr_end=1.0, phase1_steps=50
+    )
+    config = dataclasses.replace(config, log_every=50, save_every=1, eval_every=50)
+    with pytest.raises(FloatingPointError, match="phase1 step .*finite|older"):
         train(config, tiny_data, str(tmp_path))
+    path = checkpoints.find_checkpoint(str(tmp_path), "last")
+    reader = tf.train.load_checkpoint(path)
+    for name, shape in reader.get_variable_to_shape_map().items():
+        value = reader.get_tensor(name)
+        if shape and value.dtype == np.float32:
+            assert np.isfinite(value).all(), name
+
+
+def test_a_folder_without_a_state_is_started_anew(
+    tiny_config, tiny_data, tiny_run, tmp_path
+):
+    """Killed before the first checkpoint: other settings may take the folder."""
+    shutil.copy(os.path.join(tiny_run, "run.json"), tmp_path)
+    config = dataclasses.replace(tiny_config, arm="vgg16", batch_size=1, phase1_steps=1)
+    train(config, tiny_data, str(tmp_path))
+    assert checkpoints.read_run(str(tmp_path)).config == config
 
 
 def test_errors_come_before_anything_is_written(tiny_config, tiny_data, tmp_path):
@@ -145,6 +166,9 @@ def test_errors_come_before_anything_is_written(tiny_config, tiny_data, tmp_path
         train(dataclasses.replace(tiny_config, val_split="nosuch"), tiny_data, workdir)
     with pytest.raises(FileNotFoundError, match="data_prep.prepare"):
         train(tiny_config, str(tmp_path), workdir)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file: is a file"):
+        train(tiny_config, tiny_data, str(tmp_path / "file"))
     weights = dataclasses.replace(
         tiny_config, width=1.0, backbone_weights=str(tmp_path / "none.h5"), arm="vgg16"
     )

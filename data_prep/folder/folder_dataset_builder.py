@@ -145,7 +145,10 @@ def read_classes(
         SourceError: The file is empty or too long, a line is blank, a
             name occurs twice, or a colour is outside 0..255.
     """
-    lines = file.read().decode("utf-8", "replace").rstrip().splitlines()
+    try:  # with or without the mark that some editors put first
+        lines = file.read().decode("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{file.where}: must be UTF-8 text ({error}).") from error
     if not 1 <= len(lines) <= IGNORE_LABEL:
         raise SourceError(
             f"{file.where}: has {len(lines)} lines, not 1..{IGNORE_LABEL}."

@@ -170,6 +170,14 @@ def test_faulty_classes(tmp_path, text, message):
     fails(f"{path}: {message}", read_classes, path)
 
 
+def test_classes_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("straße\ncar\n", encoding="utf-8-sig")
+    assert read_classes(path)[0] == ("straße", "car")
+    path.write_text("straße\n", encoding="latin-1")
+    fails(f"{path}: must be UTF-8 text", read_classes, path)
+
+
 def test_missing_classes(source, tmp_path):
     (source / "classes.txt").unlink()
     message = "classes.txt: file is missing"

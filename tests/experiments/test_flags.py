@@ -5,7 +5,11 @@ import dataclasses
 import pytest
 from absl import flags
 
-from experiments.flags import config_from_flags, define_config_flags
+from experiments.flags import (
+    config_from_flags,
+    define_config_flags,
+    refuse_arguments,
+)
 from ss_gan_tf.config import PRESETS, Config
 
 
@@ -58,3 +62,10 @@ def test_a_flag_that_is_given_its_default_still_counts(parse):
     """--scale_max=1 must switch off the jitter of `recommended`."""
     config, _ = parse("--preset=recommended", "--scale_min=1", "--scale_max=1")
     assert (config.scale_min, config.scale_max) == (1, 1)
+
+
+def test_words_that_belong_to_no_flag_are_refused():
+    """absl parses --flip false as --flip and a word of its own."""
+    refuse_arguments(["train"])
+    with pytest.raises(SystemExit, match="unexpected argument 'false'"):
+        refuse_arguments(["train", "false"])
