@@ -136,7 +136,7 @@ class _Training:
             self.manager.checkpoint.restore(path).assert_consumed()
         except checkpoints.UNREADABLE as error:
             raise ValueError(
-                f"{path}: cannot be restored ({str(error).splitlines()[0][:200]}); "
+                f"{path}: cannot be restored ({str(error).strip()[:200]!r}); "
                 "to continue from an older state, name it in the file `checkpoint` "
                 "beside it"
             ) from error
