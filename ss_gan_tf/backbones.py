@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from ss_gan_tf.dilation import DilatedConv2D
+
 _LOG = logging.getLogger(__name__)
 
 MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, 0..255
@@ -128,8 +130,8 @@ def resnet50_trunk(x, width: float = 1.0):
 def _bottleneck(x, filters, *, strides, dilation_rate, project, name):
     """1x1, 3x3, 1x1 with batch norm around an identity or projected shortcut."""
 
-    def conv_bn(x, filters, size, index, **kwargs):
-        x = layers.Conv2D(
+    def conv_bn(x, filters, size, index, conv=layers.Conv2D, **kwargs):
+        x = conv(
             filters,
             size,
             padding="same",
@@ -142,7 +144,7 @@ def _bottleneck(x, filters, *, strides, dilation_rate, project, name):
     shortcut = conv_bn(x, 4 * filters, 1, 0, strides=strides) if project else x
     x = conv_bn(x, filters, 1, 1, strides=strides)
     x = layers.ReLU(name=f"{name}_1_relu")(x)
-    x = conv_bn(x, filters, 3, 2, dilation_rate=dilation_rate)
+    x = conv_bn(x, filters, 3, 2, DilatedConv2D, dilation_rate=dilation_rate)
     x = layers.ReLU(name=f"{name}_2_relu")(x)
     x = conv_bn(x, 4 * filters, 1, 3)
     x = layers.Add(name=f"{name}_add")([shortcut, x])

@@ -11,6 +11,7 @@ from keras import layers
 
 from ss_gan_tf import backbones
 from ss_gan_tf.backbones import scaled
+from ss_gan_tf.dilation import DilatedConv2D
 from ss_gan_tf.resampling import BilinearUpsampling, BroadcastLike, PadToMultiple
 
 
@@ -137,7 +138,8 @@ def aspp_head(x, num_classes: int, width: float, rates: tuple[int, ...], norm: s
 
 def conv_norm_relu(x, filters, size, *, norm, dilation_rate=1, name):
     """Convolution, normalisation, ReLU; a bias where there is no normalisation."""
-    x = layers.Conv2D(
+    conv = layers.Conv2D if dilation_rate == 1 else DilatedConv2D
+    x = conv(
         filters,
         size,
         padding="same",

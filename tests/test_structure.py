@@ -28,7 +28,7 @@ MAY_IMPORT = {
     },
     "train_step": {"adversary", "losses"},
     # networks
-    "generator": {"backbones", "resampling"},
+    "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {"backbones", "config", "generator"},
@@ -38,9 +38,10 @@ MAY_IMPORT = {
     "submission": {"datasets"},
     "summaries": {"visualize"},
     # leaves
-    "backbones": set(),
+    "backbones": {"dilation"},
     "config": set(),
     "datasets": set(),
+    "dilation": set(),
     "inference": set(),
     "input_pipeline": set(),
     "losses": set(),

@@ -1,0 +1,48 @@
+"""Dilated convolutions at the speed of the device's own kernels.
+
+Keras computes a dilated convolution as an ordinary one on interleaved sub-images
+(space to batch). At the rates of the ASPP head, on maps hardly larger than the rate,
+most of what that multiplies is padding. oneDNN (CPU) and cuDNN (GPU) take the
+dilation itself.
+"""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("ss_gan_tf")
+class DilatedConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D`, same numbers and weights, dilated by the device.
+
+    Where the device cannot differentiate it (a CPU build without oneDNN), Keras' way
+    is taken.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        """[B, H, W, F] and [k, k, F, F'] -> [B, H', W', F'], without the bias."""
+        if not _device_differentiates_dilation():
+            return super().convolution_op(inputs, kernel)
+        return tf.nn.conv2d(
+            inputs,
+            kernel,
+            strides=self.strides,
+            padding=self.padding.upper(),
+            dilations=self.dilation_rate,
+        )
+
+
+@functools.cache
+def _device_differentiates_dilation() -> bool:
+    """Whether the kernels of both gradients exist here, found out by calling them."""
+    with tf.init_scope():
+        image, kernel = tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1])
+        try:
+            with tf.GradientTape() as tape:
+                tape.watch([image, kernel])
+                out = tf.nn.conv2d(image, kernel, 1, "SAME", dilations=2)
+            tape.gradient(out, [image, kernel])
+        except tf.errors.OpError:
+            return False
+    return True
