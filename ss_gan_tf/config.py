@@ -63,6 +63,7 @@ class Config:
     adversarial_weighting: str = "fixed"  # fixed (lambda_adv) | gradient_ratio
     gradient_ratio: float = 0.5  # adversarial/segmentation gradient norm at logits
     lambda_max: float = 100.0  # bound of lambda under gradient_ratio
+    placebo: str = "none"  # none | entropy | frozen_adversary: not in the paper
 
     # --- Optimization (Sec. 2.3) ---------------------------------------------
     phase1_steps: int = 100_000  # G alone
@@ -141,6 +142,14 @@ class Config:
                 self.lambda_on,
                 "must be generator under adversarial_weighting=gradient_ratio",
             )
+        if self.placebo != "none":
+            _require(
+                self.uses_adversary,
+                "placebo",
+                self.placebo,
+                "takes the adversary's place in phase 2 of a _g arm with lambda_adv "
+                f"above 0, not in arm={self.arm}, lambda_adv={self.lambda_adv}",
+            )
         if self.uses_adversary and self.grid_size:
             # A's last feature map has a sixteenth of the crop's side.
             _require(
@@ -182,8 +191,13 @@ class Config:
 
     @property
     def uses_adversary(self) -> bool:
-        """True when A is built and trained."""
+        """True when A is built."""
         return self.uses_phase2 and not self.is_control
+
+    @property
+    def trains_adversary(self) -> bool:
+        """True when A is trained: built, and not the placebo that stays random."""
+        return self.uses_adversary and self.placebo != "frozen_adversary"
 
     def to_json(self) -> str:
         """The fields as indented JSON."""
@@ -216,6 +230,7 @@ CHOICES = {
     "adversarial_form": ("saturating", "nonsaturating"),
     "adversarial_weighting": ("fixed", "gradient_ratio"),
     "adversary_optimizer": ("momentum", "adam"),
+    "placebo": ("none", "entropy", "frozen_adversary"),
     "precision": ("float32", "mixed_bfloat16"),
     "eval_mode": ("whole", "sliding"),
 }

@@ -84,6 +84,31 @@ def adversarial_loss(
     raise ValueError(f"form={form!r}: must be saturating or nonsaturating")
 
 
+def entropy_loss(logits: tf.Tensor, label: tf.Tensor, ignore_label: int) -> tf.Tensor:
+    """Mean entropy of the prediction: a placebo for the adversarial term of eq. 3.
+
+        h(p) = - sum_c p_c ln p_c, mean over the image's labelled pixels
+
+    Not in the paper. Like the adversary it makes maps more decided, but nothing of it
+    was learnt from the ground truth: a gain that it shares is not the adversary's.
+
+    Args:
+        logits: [B, H, W, C] before the softmax.
+        label: [B, H, W] int32; only says which pixels are labelled.
+        ignore_label: pixels with this id add neither value nor gradient.
+
+    Returns:
+        Scalar, nats per pixel; ln C for a uniform prediction, 0 for a certain one.
+
+    Raises:
+        ValueError: the static shapes of logits and label disagree.
+    """
+    logits.shape[:-1].assert_is_compatible_with(label.shape)
+    log_probs = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    entropy = -tf.reduce_sum(tf.exp(log_probs) * log_probs, -1)  # [B,H,W]
+    return _mean_where(entropy, label != ignore_label)
+
+
 def generator_loss(segmentation, adversarial, lambda_adv):
     """Loss of G, eq. 3: mce(y, g(x)) + lambda * (adversarial term).
 

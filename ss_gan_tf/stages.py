@@ -150,7 +150,7 @@ def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[S
     if not config.uses_phase2:
         return stages
     offset = 0 if config.init_generator else config.phase1_steps
-    if config.uses_adversary and config.adversary_warmup_steps:
+    if config.trains_adversary and config.adversary_warmup_steps:
         step = make_warmup_step(config, networks, common)
         stages.append(Stage("warmup", config.adversary_warmup_steps, step, offset))
     step = make_phase2_step(config, networks, common)
@@ -185,6 +185,8 @@ def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callab
             **common,
         )
     by_ratio = config.adversarial_weighting == "gradient_ratio"
+    # At rate 0 A stays as random as it began: the placebo that learns nothing.
+    adversary_lr = config.adversary_lr if config.trains_adversary else 0.0
     return train_step.make_adversarial_step(
         networks.generator,
         networks.adversary,
@@ -198,10 +200,9 @@ def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callab
         adversarial_form=config.adversarial_form,
         gradient_ratio=config.gradient_ratio if by_ratio else None,
         lambda_max=config.lambda_max,
+        placebo=config.placebo,
         generator_lr=generator_lr,
-        adversary_lr=linear_decay(
-            config.adversary_lr, config.adversary_lr * decay, steps
-        ),
+        adversary_lr=linear_decay(adversary_lr, adversary_lr * decay, steps),
         **common,
     )
 

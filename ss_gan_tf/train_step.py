@@ -74,6 +74,7 @@ def make_adversarial_step(
     adversarial_form: str = "saturating",
     gradient_ratio: float | None = None,
     lambda_max: float = 100.0,
+    placebo: str = "none",
     generator_lr: Schedule | None = None,
     adversary_lr: Schedule | None = None,
     ignore_label: int = 255,
@@ -100,6 +101,8 @@ def make_adversarial_step(
         gradient_ratio: when set, G's weight is chosen at every step so that the
             adversarial gradient has this share of the segmentation gradient's norm.
         lambda_max: bound of the weight under `gradient_ratio`.
+        placebo: `entropy` puts the prediction's entropy in the place of the
+            adversarial loss and leaves all else, A's training included, as it is.
         generator_lr: generator_optimizer.iterations -> G's rate; None: its own.
         adversary_lr: generator_optimizer.iterations -> A's rate; None: its own.
         ignore_label: id of unlabelled pixels.
@@ -143,6 +146,8 @@ def make_adversarial_step(
             fake_logits = adversary_lib.judge(adversary, fake, features)
             cells = adversary_lib.valid_cells(label, ignore_label, fake_logits)
             adversarial = losses.adversarial_loss(fake_logits, cells, adversarial_form)
+            if placebo == "entropy":
+                adversarial = losses.entropy_loss(logits, label, ignore_label)
         adversarial_gradient = at_logits.gradient(adversarial, logits)
         segmentation_norm = tf.norm(segmentation_gradient)
         adversarial_norm = tf.norm(adversarial_gradient)

@@ -42,6 +42,15 @@ def test_the_four_arms():
     }
 
 
+def test_a_placebo_takes_the_adversarys_place():
+    entropy, frozen = Config(placebo="entropy"), Config(placebo="frozen_adversary")
+    assert entropy.uses_adversary and entropy.trains_adversary
+    assert frozen.uses_adversary and not frozen.trains_adversary
+    for absent in ({"arm": "vgg16"}, {"lambda_adv": 0.0}):
+        with pytest.raises(ValueError, match="placebo='entropy': takes the adversary"):
+            Config(placebo="entropy", **absent)
+
+
 @pytest.mark.parametrize(
     "arm, lambda_adv, uses_phase2, uses_adversary, is_control",
     [

@@ -318,6 +318,46 @@ def test_unknown_form_is_refused():
         losses.adversarial_loss(tf.zeros([1, 2, 2]), tf.ones([1, 2, 2], bool), "hinge")
 
 
+# --- The entropy placebo -----------------------------------------------------
+
+
+def test_entropy_loss_by_hand():
+    # Image 0: p = (1/2, 1/2, 0) has ln 2; (1/2, 1/4, 1/4) has ln 2 / 2 + ln 4 / 2
+    # = 3/2 ln 2; the uniform pixel is void: 5/4 ln 2. Image 1: one labelled pixel,
+    # uniform over four halves of two: (1/4, 1/4, 1/2), 3/2 ln 2. Mean: 11/8 ln 2.
+    # The ids themselves play no part.
+    probs = np.array(
+        [
+            [[[1 / 2, 1 / 2, 1e-30], [1 / 2, 1 / 4, 1 / 4], [1 / 3, 1 / 3, 1 / 3]]],
+            [[[1 / 4, 1 / 4, 1 / 2], [1 / 3, 1 / 3, 1 / 3], [1 / 3, 1 / 3, 1 / 3]]],
+        ]
+    )  # [2,1,3,3]
+    logits = tf.constant(np.log(probs))
+    for ids in (np.array([0, 1, 2]), np.array([2, 2, 0])):
+        label = np.int32([[[ids[0], ids[1], VOID]], [[ids[2], VOID, VOID]]])
+        loss = losses.entropy_loss(logits, label, VOID)
+        assert loss.numpy() == pytest.approx(11 / 8 * LN2, rel=1e-6)
+
+
+def test_entropy_lies_between_certain_and_uniform():
+    label = tf.zeros([1, 1, 1], tf.int32)
+    certain, uniform = tf.constant([[[[1e4, 0.0, 0.0]]]]), tf.zeros([1, 1, 1, 3])
+    value, gradient = gradient_of(
+        lambda x: losses.entropy_loss(x, label, VOID), certain
+    )
+    assert value == 0 and np.all(np.isfinite(gradient))
+    assert losses.entropy_loss(uniform, label, VOID).numpy() == pytest.approx(np.log(3))
+
+
+def test_entropy_pushes_labelled_pixels_towards_what_they_say():
+    # Descent raises the larger logit and leaves the unlabelled pixel alone.
+    logits = np.float32([[[[1.0, 0.0], [1.0, 0.0]]]])
+    label = tf.constant([[[1, VOID]]])
+    _, gradient = gradient_of(lambda x: losses.entropy_loss(x, label, VOID), logits)
+    assert gradient[0, 0, 0, 0] < 0 < gradient[0, 0, 0, 1]
+    assert np.all(gradient[0, 0, 1] == 0)
+
+
 # --- Eq. 7 -------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ss_gan_tf import stages
+from ss_gan_tf import losses, stages
 
 CLASSES = ("road", "sky", "car")
 
@@ -78,6 +78,47 @@ def test_the_control_is_phase_1_with_phase_2s_rates_bit_for_bit(make, batch):
     pairs = zip(control.generator.weights, plain.generator.weights, strict=True)
     for ours, other in pairs:
         np.testing.assert_array_equal(ours, other, err_msg=ours.path)
+
+
+def test_a_frozen_adversary_never_moves_and_still_pushes(make, batch):
+    networks, plan = make(placebo="frozen_adversary")
+    assert list(plan) == ["phase1", "phase2"]  # no warm-up
+    before = [w.numpy().copy() for w in networks.adversary.weights]
+    for _ in range(2):
+        scalars = plan["phase2"].step(*batch)
+    for old, new in zip(before, networks.adversary.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert float(scalars["learning_rate/adversary"]) == 0
+    assert float(scalars["gradient/ratio"]) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_the_entropy_placebo_changes_what_pushes_and_nothing_else(make, batch):
+    """A and the first scalars are the adversarial arm's; G's push is another."""
+    results = {}
+    for placebo in ("none", "entropy"):
+        networks, plan = make(placebo=placebo)
+        stages.seed_dropout(networks.generator, 0, "phase2", 1)
+        logits = networks.generator(batch[0], training=True)
+        stages.seed_dropout(networks.generator, 0, "phase2", 1)
+        scalars = plan["phase2"].step(*batch)
+        results[placebo] = networks, {k: float(v) for k, v in scalars.items()}
+    (first, ours), (second, placebo) = results.values()
+    assert ours.keys() == placebo.keys()
+    for one, other in zip(
+        first.adversary.weights, second.adversary.weights, strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    for name in ("loss/loss_d", "loss/mce", "adversary/accuracy_paired"):
+        assert ours[name] == placebo[name], name
+    entropy = losses.entropy_loss(logits, batch[1], 255)
+    assert placebo["loss/adversarial"] == pytest.approx(float(entropy), rel=1e-4)
+    assert placebo["gradient/ratio"] == pytest.approx(0.3, rel=1e-3)
+    moved = zip(
+        first.generator.trainable_weights,
+        second.generator.trainable_weights,
+        strict=True,
+    )
+    assert any(np.any(one.numpy() != other.numpy()) for one, other in moved)
 
 
 def test_rates_of_the_phases(make, batch):
