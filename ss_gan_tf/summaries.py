@@ -11,9 +11,14 @@ loss_d = 2 ln 2 = 1.386 belongs to an adversary that cannot tell; see README.
 Scalars of A's warm-up carry the prefix `warmup/`: G's step stands still meanwhile.
 """
 
+import os
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util.tensor_util import make_ndarray
 
 from ss_gan_tf import visualize
 
@@ -65,6 +70,38 @@ class Summaries:
     def close(self):
         """Ends the event file."""
         self._writer.close()
+
+
+def read_scalars(
+    logdir: str, names: Sequence[str]
+) -> dict[str, list[tuple[int, float]]]:
+    """The curves of a run, read again from its event files.
+
+    A run that was continued has several files and repeats the steps behind its last
+    checkpoint: of each step the newest point counts.
+
+    Args:
+        logdir: folder of the event files.
+        names: of the wanted scalars.
+
+    Returns:
+        name -> [(step, value)] by step; a name that never occurs has none.
+    """
+    points: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
+    files = [name for name in os.listdir(logdir) if "tfevents" in name]
+    for file in files:
+        for event in EventFileLoader(os.path.join(logdir, file)).Load():
+            for value in event.summary.value:
+                if value.tag not in points:
+                    continue
+                known = points[value.tag].get(event.step)
+                if known is None or event.wall_time >= known[0]:
+                    number = float(make_ndarray(value.tensor))
+                    points[value.tag][event.step] = event.wall_time, number
+    return {
+        name: [(step, value) for step, (_, value) in sorted(curve.items())]
+        for name, curve in points.items()
+    }
 
 
 def validation_panel(

@@ -65,3 +65,18 @@ def test_panels_show_every_tile():
     assert panel.dtype == np.uint8 and panel.shape[1] >= 4 * 60
     verdicts = summaries.verdict_panel(image, np.ones([4, 4]), np.zeros([4, 4]))
     assert verdicts.shape[1] >= 2 * 60
+
+
+def test_curves_are_read_again_and_the_newest_point_of_a_step_counts(tmp_path):
+    first = summaries.Summaries(str(tmp_path))
+    for step, value in ((2, 0.2), (4, 0.4)):
+        first.scalars(step, {"val/miou": value, "loss/mce": 1.0})
+    first.close()
+    again = summaries.Summaries(str(tmp_path))  # continued from step 2
+    again.scalars(4, {"val/miou": 0.5})
+    again.pictures(4, {"panel/0": np.zeros([8, 8, 3], np.uint8)})
+    again.close()
+    curves = summaries.read_scalars(str(tmp_path), ["val/miou", "loss/loss_d"])
+    assert curves["loss/loss_d"] == []
+    assert [step for step, _ in curves["val/miou"]] == [2, 4]
+    assert [value for _, value in curves["val/miou"]] == pytest.approx([0.2, 0.5])
