@@ -18,9 +18,9 @@ from ss_gan_tf.config import CHOICES, PRESETS, Config
 FLAGS = flags.FLAGS
 
 
-def define_config_flags():
-    """Defines --preset and a flag for every field of Config."""
-    flags.DEFINE_enum("preset", "paper", list(PRESETS), "Where the defaults come from.")
+def define_config_flags(preset: str = "paper"):
+    """Defines --preset, with its default, and a flag for every field of Config."""
+    flags.DEFINE_enum("preset", preset, list(PRESETS), "Where the defaults come from.")
     comments = _field_comments()
     for field in dataclasses.fields(Config):
         text = f"{comments.get(field.name, '')} (default {field.default!r})"

@@ -1,0 +1,110 @@
+r"""Trains phase 1, control, adversarial arm and placebos over seeds and backbones.
+
+python -m experiments.study --dataset=camvid --data_dir=DATA --workdir=STUDY \
+    --seeds=3 --arms=vgg16,resnet50 --placebos
+
+The same command again continues where it stopped, tries failed runs again, and may ask
+for more seeds, arms or placebos. A run that fails does not stop the others; the exit
+code is then 1. Flags of the train program are passed on to every run that uses them.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+
+from absl import app, flags
+
+from experiments.flags import config_from_flags, define_config_flags, refuse_arguments
+from experiments.progress import show_own_messages
+from ss_gan_tf import input_pipeline, study
+from ss_gan_tf.config import Config
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    """Defines this command's flags; importing the module defines none."""
+    define_config_flags(preset="recommended")
+    flags.DEFINE_string("data_dir", None, "Prepared data.", required=True)
+    flags.DEFINE_string("workdir", None, "The study's folder.", required=True)
+    flags.DEFINE_integer("seeds", 3, "Runs the seeds 0, 1, ... of this number.")
+    flags.DEFINE_list("arms", ["vgg16", "resnet50"], "Backbones.")
+    flags.DEFINE_bool("placebos", False, "Both placebos too.")
+    flags.DEFINE_list(
+        "eval_splits", [], "Evaluated at the end; default: val, and test with labels."
+    )
+    flags.DEFINE_integer(
+        "last_validations", 3, "Validations at the end of a run that are averaged."
+    )
+
+
+def settings_from_flags() -> study.Settings:
+    """What the study is told.
+
+    Raises:
+        FileNotFoundError: the data are not prepared.
+        ValueError: a value does not fit, or is the study's own to choose.
+    """
+    for name in study.RESERVED:
+        if FLAGS[name].present:
+            raise ValueError(f"{name}={FLAGS[name].value}: the study chooses it itself")
+    config = config_from_flags()
+    data = input_pipeline.open_dataset(config.dataset, FLAGS.data_dir)
+    splits = tuple(FLAGS.eval_splits)
+    if not splits:
+        splits = tuple(
+            split
+            for split in dict.fromkeys(("test", config.val_split))
+            if split in data.split_sizes and split not in data.unlabelled_splits
+        )
+    for split in {config.train_split, config.val_split, *splits}:
+        data.source(split)  # an unknown split is an error before the long work
+    given = [field.name for field in dataclasses.fields(Config)]
+    return study.Settings(
+        config=config,
+        flags=(
+            f"--preset={FLAGS.preset}",
+            *(FLAGS[name].serialize() for name in given if FLAGS[name].present),
+        ),
+        data_dir=FLAGS.data_dir,
+        seeds=FLAGS.seeds,
+        backbones=tuple(FLAGS.arms),
+        placebos=FLAGS.placebos,
+        splits=splits,
+        last_validations=FLAGS.last_validations,
+    )
+
+
+def main(argv):
+    """Runs the study as the flags say; exits with 1 and one line when it cannot."""
+    refuse_arguments(argv)
+    show_own_messages()
+    # Told to stop, leave by an exception, which ends the running program too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))
+    program = [sys.executable, "-m"]
+    try:
+        result = study.run_study(
+            settings_from_flags(),
+            FLAGS.workdir,
+            [*program, "experiments.train"],
+            [*program, "experiments.evaluate"],
+            report=lambda line: print(line, flush=True),
+        )
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command continues")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"study: {os.path.join(FLAGS.workdir, 'study.json')}")
+    open_runs = [
+        f"{name} ({run['status']})"
+        for name, run in result["runs"].items()
+        if run["status"] != "done"
+    ]
+    if open_runs:
+        sys.exit(f"error: {len(open_runs)} not finished: {'; '.join(open_runs)}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

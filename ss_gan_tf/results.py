@@ -1,0 +1,76 @@
+"""What a run left behind, read for comparison: its role, metrics, last validations."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ss_gan_tf import summaries
+from ss_gan_tf.config import Config
+
+# What a run is to a comparison -> what sets it apart from the adversarial arm.
+ROLES = {
+    "phase1": {},
+    "control": {"lambda_adv": 0.0},
+    "adversarial": {},
+    "entropy": {"placebo": "entropy"},
+    "frozen_adversary": {"placebo": "frozen_adversary"},
+}
+PLACEBOS = ("entropy", "frozen_adversary")
+
+
+def role_of(config: Config) -> str:
+    """What a run is to a comparison: a key of ROLES."""
+    if not config.uses_phase2:
+        return "phase1"
+    if config.is_control:
+        return "control"
+    return "adversarial" if config.placebo == "none" else config.placebo
+
+
+def read_metrics(run_dir: str, kind: str) -> dict[str, Any]:
+    """A metrics.json that evaluation left in RUN/eval/KIND.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged; the message names the file.
+    """
+    path = os.path.join(run_dir, "eval", kind, "metrics.json")
+    return read_json(path, ("miou", "iou", "num_images"))
+
+
+def last_validations(run_dir: str, count: int) -> dict[str, Any]:
+    """Mean of a run's last validations: one checkpoint's luck weighs less in it.
+
+    Args:
+        run_dir: RUN.
+        count: how many; the state that phase 2 starts from is none of them.
+
+    Returns:
+        {"mean": fraction or None, "count": how many there were, "steps": at which}.
+    """
+    curve = summaries.read_scalars(run_dir, ["val/miou"])["val/miou"]
+    points = [(step, value) for step, value in curve if step > 0][-count:]
+    values = [value for _, value in points]
+    return {
+        "mean": sum(values) / len(values) if values else None,
+        "count": len(values),
+        "steps": [step for step, _ in points],
+    }
+
+
+def read_json(path: str, needed: Sequence[str]) -> dict[str, Any]:
+    """A JSON object with the fields that it must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged; the message names the file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict) or set(needed) - set(content):
+        raise ValueError(f"{path}: must hold {', '.join(needed)}")
+    return content

@@ -1,0 +1,324 @@
+"""Many runs, one question: what does the adversary add?
+
+For each seed and backbone one phase 1 and, all from its weights, the control
+(lambda = 0), the adversarial phase 2 and the placebos. Every run is a process of the
+train program, so a crash takes one run with it and not the study:
+
+    STUDY/study.json                   settings, machine, and each run's outcome
+    STUDY/logs/seedN-BACKBONE-ROLE.txt  what its programs printed, exit codes too
+    STUDY/seedN/BACKBONE/ROLE/         the run's folder
+
+A run that fails does not stop the study; those that need its weights are left out,
+and the next start tries them again. What has finished is never done twice.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ss_gan_tf import results
+from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.machine import describe_machine
+from ss_gan_tf.results import PLACEBOS, ROLES
+
+CHECKPOINTS = ("last", "best")
+
+# Set by the study for each run, so nobody else may.
+RESERVED = ("arm", "seed", "init_generator", "placebo")
+
+# Fields that a role does not read: the train program is not told them.
+_PHASE1 = {"phase1_steps", "phase1_lr", "phase1_lr_end"}
+_ADVERSARY = {
+    *("grid_size", "epsilon", "extractor", "normalize_features", "lambda_adv"),
+    *("lambda_on", "lambda_ramp_steps", "adversarial_form", "adversarial_weighting"),
+    *("gradient_ratio", "lambda_max", "adversary_lr", "adversary_optimizer"),
+    "adversary_warmup_steps",
+}
+UNUSED = {
+    "phase1": {"phase2_steps", "generator_lr", "phase2_lr_decay", *_ADVERSARY},
+    "control": _PHASE1 | _ADVERSARY,
+    "adversarial": _PHASE1,
+    "entropy": _PHASE1,
+    "frozen_adversary": _PHASE1 | {"adversary_lr", "adversary_warmup_steps"},
+}
+
+
+# --- What there is to do -----------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a study is told.
+
+    Raises:
+        ValueError: a value is out of range; the message names it and the rule.
+    """
+
+    config: Config  # what all runs share; the `RESERVED` fields play no part
+    flags: tuple[str, ...]  # the same as flags of the train program
+    data_dir: str
+    seeds: int = 3  # 0, 1, ...
+    backbones: tuple[str, ...] = ("vgg16", "resnet50")
+    placebos: bool = False
+    splits: tuple[str, ...] = ("test", "val")  # that every run is evaluated on
+    last_validations: int = 3  # of phase 2, whose mean is reported beside the last
+    evaluate_flags: tuple[str, ...] = ()  # for the evaluate program
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds}: must be at least 1")
+        if self.last_validations < 1:
+            raise ValueError(
+                f"last_validations={self.last_validations}: must be at least 1"
+            )
+        for name in self.backbones:
+            if name not in ("vgg16", "resnet50"):
+                raise ValueError(f"arms={name}: must be vgg16, resnet50 or both")
+        if not self.backbones or len(set(self.backbones)) < len(self.backbones):
+            raise ValueError(f"arms={','.join(self.backbones)}: each once, please")
+        if self.config.lambda_adv == 0:
+            raise ValueError("lambda_adv=0.0: the study runs the control by itself")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One process of the train program."""
+
+    name: str  # seedN/BACKBONE/ROLE, its folder in the study
+    role: str  # key of ROLES
+    config: Config
+    needs: str | None  # name of the run whose G it starts from
+
+
+def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
+    """The runs in the order in which they are made, seed by seed.
+
+    Args:
+        settings: of the study.
+        workdir: STUDY.
+
+    Returns:
+        For each seed and backbone: phase1, control, adversarial, placebos.
+
+    Raises:
+        ValueError: a setting fits none of the arms.
+    """
+    runs = []
+    roles = [role for role in ROLES if settings.placebos or role not in PLACEBOS]
+    for seed in range(settings.seeds):
+        for backbone in settings.backbones:
+            start = f"seed{seed}/{backbone}/phase1"
+            for role in roles:
+                changes: dict[str, Any] = {"arm": backbone}
+                if role != "phase1":
+                    path = os.path.join(workdir, start)
+                    changes = {"arm": f"{backbone}_g", "init_generator": path}
+                if role == "control":
+                    changes["lambda_on"] = "generator"  # its flag is not passed on
+                config = dataclasses.replace(
+                    settings.config, seed=seed, **changes, **ROLES[role]
+                )
+                name = f"seed{seed}/{backbone}/{role}"
+                needs = None if role == "phase1" else start
+                runs.append(PlannedRun(name, role, config, needs))
+    return runs
+
+
+# --- Doing it ----------------------------------------------------------------
+
+
+def run_study(
+    settings: Settings,
+    workdir: str,
+    train: Sequence[str],
+    evaluate: Sequence[str],
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Makes the runs that are not finished yet, and evaluates them.
+
+    Args:
+        settings: of the study; a later start may ask for more seeds, backbones,
+            placebos or splits.
+        workdir: STUDY.
+        train: the command of the train program, without flags.
+        evaluate: that of the evaluate program.
+        report: called with a line when a run starts or ends.
+
+    Returns:
+        What STUDY/study.json holds.
+
+    Raises:
+        ValueError: the folder holds a study with other settings, or its study.json
+            is damaged.
+    """
+    runs = plan(settings, workdir)
+    report = report or (lambda line: None)
+    study = _open(settings, workdir)
+    for run in runs:
+        study["runs"].setdefault(run.name, {"role": run.role, "status": "waiting"})
+    for number, run in enumerate(runs, start=1):
+        entry = study["runs"][run.name]
+        position = f"{number} of {len(runs)}, {run.name}"
+        if _is_finished(entry, settings):
+            entry["status"] = "done"  # stopped before it could say so
+            continue
+        if run.needs and not study["runs"][run.needs].get("trained"):
+            entry["status"] = "left out: its phase 1 failed"
+        else:
+            report(f"{position}: starts")
+            _make(run, entry, settings, workdir, train, evaluate, study)
+        _write(study, workdir)
+        report(f"{position}: {entry['status']}")
+    _write(study, workdir)
+    return study
+
+
+def _make(run, entry, settings, workdir, train, evaluate, study):
+    """Trains and evaluates one run, and notes what came of it."""
+    folder = os.path.join(workdir, run.name)
+    log = os.path.join("logs", run.name.replace("/", "-") + ".txt")
+    entry |= {"log": log, "status": "running"}
+    _write(study, workdir)
+
+    def call(program, *flags):
+        code, seconds = _call([*program, *flags], os.path.join(workdir, log))
+        entry["exit_code"] = code
+        entry["status"] = "running" if code == 0 else f"failed: exit code {code}"
+        return code == 0, seconds
+
+    data = f"--data_dir={settings.data_dir}"
+    if not entry.get("trained"):
+        flags = [*train_flags(run, settings), data, f"--workdir={folder}"]
+        trained, seconds = call(train, *flags)
+        # A run that failed and was continued took the sum.
+        entry["train_seconds"] = entry.get("train_seconds", 0.0) + round(seconds, 3)
+        if not trained:
+            return
+        entry["trained"] = True
+        entry["metrics"] = {}
+        entry["validations"] = results.last_validations(
+            folder, settings.last_validations
+        )
+        _write(study, workdir)
+    for split in settings.splits:
+        for checkpoint in CHECKPOINTS:
+            key = split if checkpoint == "last" else f"{split}-best"
+            if key in entry["metrics"]:
+                continue
+            flags = [f"--workdir={folder}", f"--split={split}", data]
+            flags += [f"--checkpoint={checkpoint}", *settings.evaluate_flags]
+            evaluated, _ = call(evaluate, *flags)
+            if not evaluated:
+                return
+            entry["metrics"][key] = results.read_metrics(folder, key)
+            _write(study, workdir)
+    entry["status"] = "done"
+
+
+def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
+    """Flags of the train program for one run, its folder and data aside.
+
+    Flags that only the other phase reads are left out, because the train program
+    refuses what an arm does not use.
+    """
+    unused = UNUSED[run.role]
+    flags = [flag for flag in settings.flags if _field(flag) not in unused]
+    flags += [f"--arm={run.config.arm}", f"--seed={run.config.seed}"]
+    if run.needs:
+        flags.append(f"--init_generator={run.config.init_generator}")
+    return flags + [f"--{name}={value}" for name, value in ROLES[run.role].items()]
+
+
+def _field(flag: str) -> str:
+    """`--flip` and `--noflip` -> flip; `--crop_size=64` -> crop_size."""
+    name = flag.lstrip("-").split("=")[0]
+    fields = {field.name for field in dataclasses.fields(Config)}
+    if name not in fields and name.removeprefix("no") in fields:
+        return name.removeprefix("no")
+    return name
+
+
+def _is_finished(entry, settings) -> bool:
+    wanted = {*settings.splits} | {f"{split}-best" for split in settings.splits}
+    return bool(entry.get("trained")) and wanted <= set(entry["metrics"])
+
+
+def _call(command: Sequence[str], log_path: str) -> tuple[int, float]:
+    """Runs a program to its end; (exit code, seconds). What it prints is kept."""
+    os.makedirs(os.path.dirname(log_path), exist_ok=True)
+    with open(log_path, "a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(command)}\n")
+        log.flush()
+        start = time.monotonic()
+        # When this process is told to stop, run() ends the program before it leaves.
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+        log.write(f"exit code {done.returncode}\n\n")
+    return done.returncode, time.monotonic() - start
+
+
+# --- What came of it ---------------------------------------------------------
+
+
+def read_study(workdir: str) -> dict[str, Any]:
+    """STUDY/study.json.
+
+    Raises:
+        FileNotFoundError: there is no study.
+        ValueError: the file is damaged.
+    """
+    path = os.path.join(workdir, "study.json")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{workdir}: no study here (study.json is missing)")
+    return results.read_json(path, ("settings", "machine", "runs"))
+
+
+def _open(settings, workdir) -> dict[str, Any]:
+    """The study so far, if it is the same one."""
+    told = {
+        "config": json.loads(settings.config.to_json()),
+        "flags": list(settings.flags),
+        "data_dir": os.path.abspath(settings.data_dir),
+        "seeds": settings.seeds,
+        "backbones": list(settings.backbones),
+        "placebos": settings.placebos,
+        "splits": list(settings.splits),
+        "last_validations": settings.last_validations,
+        "evaluate_flags": list(settings.evaluate_flags),
+    }
+    study = {"settings": told, "machine": describe_machine(), "runs": {}}
+    try:
+        old = read_study(workdir)
+    except FileNotFoundError:
+        return study
+    before = Config(**old["settings"]["config"])
+    differences = [
+        f"{name}={there!r} there, {here!r} now"
+        for name, here in dataclasses.asdict(settings.config).items()
+        if name not in (*BOOKKEEPING, *RESERVED)
+        and (there := getattr(before, name)) != here
+    ]
+    differences += [
+        f"{name}={old['settings'][name]!r} there, {told[name]!r} now"
+        for name in ("evaluate_flags", "last_validations")
+        if old["settings"][name] != told[name]
+    ]
+    if differences:
+        raise ValueError(
+            f"{workdir}: holds a study with other settings ({'; '.join(differences)}); "
+            "choose another --workdir"
+        )
+    return study | {"runs": old["runs"]}
+
+
+def _write(study, workdir):
+    """Writes STUDY/study.json, whole or not at all."""
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, "study.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(study, file, indent=2)
+    os.replace(path + ".tmp", path)

@@ -1,0 +1,34 @@
+"""What is said about the machine is true, and absent where it cannot be had."""
+
+import os
+import subprocess
+
+from ss_gan_tf import machine
+
+
+def test_the_machine_is_this_one():
+    facts = machine.describe_machine()
+    assert facts["cores"] == os.cpu_count()
+    assert facts["processor"] and isinstance(facts["gpus"], list)
+
+
+def test_the_commit_is_the_checkouts(monkeypatch, tmp_path):
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    source = tmp_path / "machine.py"
+    source.write_text("1")
+    monkeypatch.setattr(machine, "__file__", str(source))
+    assert machine.describe_machine()["commit"] is None  # git knows nothing of it
+    git("init")
+    assert machine.describe_machine()["commit"] is None  # not of this file
+    git("add", ".")
+    git("commit", "-m", "one")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert machine.describe_machine()["commit"] == commit
+    source.write_text("2")
+    assert machine.describe_machine()["commit"] == commit + "+"

@@ -1,0 +1,48 @@
+"""What a run is to a comparison, and what is read of it."""
+
+import json
+
+import pytest
+
+from ss_gan_tf import results, summaries
+from ss_gan_tf.config import Config
+
+
+@pytest.mark.parametrize(
+    "config, role",
+    [
+        (Config(arm="resnet50"), "phase1"),
+        (Config(arm="vgg16", lambda_adv=0), "phase1"),
+        (Config(arm="vgg16_g", lambda_adv=0), "control"),
+        (Config(arm="vgg16_g"), "adversarial"),
+        (Config(placebo="entropy"), "entropy"),
+        (Config(placebo="frozen_adversary"), "frozen_adversary"),
+    ],
+)
+def test_roles(config, role):
+    assert results.role_of(config) == role and role in results.ROLES
+
+
+def test_last_validations_leave_the_start_out(tmp_path):
+    writer = summaries.Summaries(str(tmp_path))
+    for step, miou in ((0, 0.9), (10, 0.1), (20, 0.3), (30, 0.5)):
+        writer.scalars(step, {"val/miou": miou})
+    writer.close()
+    two = results.last_validations(str(tmp_path), 2)
+    assert two["mean"] == pytest.approx(0.4) and two["steps"] == [20, 30]
+    many = results.last_validations(str(tmp_path), 9)
+    assert many["mean"] == pytest.approx(0.3) and many["count"] == 3
+
+
+def test_metrics_are_read_or_refused_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        results.read_metrics(str(tmp_path), "val")
+    path = tmp_path / "eval" / "val" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    for text, message in (("{", "not JSON"), ('{"miou": 1}', "must hold miou, iou")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message) as error:
+            results.read_metrics(str(tmp_path), "val")
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    path.write_text(json.dumps({"miou": 0.5, "iou": {}, "num_images": 1}))
+    assert results.read_metrics(str(tmp_path), "val")["miou"] == 0.5

@@ -1,0 +1,252 @@
+"""What a study runs, in which order, and what it does when runs fail or are stopped.
+
+The programs are stand-ins that write what the real ones leave behind;
+tests/experiments/test_study.py runs the real ones.
+"""
+
+import json
+import sys
+
+import pytest
+
+from ss_gan_tf import study
+from ss_gan_tf.config import PRESETS, Config
+
+# Trains or evaluates nothing; fails where the file `broken` names its folder.
+PROGRAM = """
+import json, os, sys
+flags = dict(flag.lstrip("-").split("=", 1) for flag in sys.argv[3:] if "=" in flag)
+root, kind = sys.argv[1:3]
+print(kind, "prints this")
+with open(os.path.join(root, "calls"), "a") as calls:
+    calls.write(json.dumps([kind, *sys.argv[3:]]) + "\\n")
+broken = os.path.join(root, "broken")
+if os.path.exists(broken) and open(broken).read() in kind + " " + flags["workdir"]:
+    sys.exit(3)
+os.makedirs(flags["workdir"], exist_ok=True)
+if kind == "evaluate":
+    best = "-best" if flags["checkpoint"] == "best" else ""
+    folder = os.path.join(flags["workdir"], "eval", flags["split"] + best)
+    os.makedirs(folder)
+    with open(os.path.join(folder, "metrics.json"), "w") as file:
+        json.dump({"miou": 0.5, "iou": {}, "num_images": 3}, file)
+"""
+
+
+class Bench:
+    """A study of the stand-ins in a folder of its own."""
+
+    def __init__(self, root):
+        self.root, self.workdir = root, str(root / "study")
+        (root / "program.py").write_text(PROGRAM)
+
+    def run(self, report=None, **changes):
+        programs = [
+            [sys.executable, "-S", str(self.root / "program.py"), str(self.root), kind]
+            for kind in ("train", "evaluate")
+        ]
+        return study.run_study(settings(**changes), self.workdir, *programs, report)
+
+    def calls(self):
+        """(program, run's name) of every call since the last look."""
+        path = self.root / "calls"
+        if not path.exists():
+            return []
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        return [
+            (kind, flag.removeprefix(f"--workdir={self.workdir}/"))
+            for kind, *flags in lines
+            for flag in flags
+            if flag.startswith("--workdir")
+        ]
+
+    def break_(self, name):
+        (self.root / "broken").write_text(name)
+
+    def mend(self):
+        (self.root / "broken").unlink()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def settings(**changes):
+    values = {
+        "config": Config(**PRESETS["smoke"]),
+        "flags": ("--preset=smoke",),
+        "data_dir": "DATA",
+        "seeds": 1,
+        "backbones": ("vgg16",),
+        "splits": ("test",),
+    }
+    return study.Settings(**values | changes)
+
+
+def names(runs):
+    return [run.name for run in runs]
+
+
+# --- The plan ----------------------------------------------------------------
+
+
+def test_every_seed_and_backbone_has_one_phase_1_and_all_else_starts_from_it():
+    runs = study.plan(
+        settings(seeds=2, backbones=("vgg16", "resnet50"), placebos=True), "STUDY"
+    )
+    roles = ["phase1", "control", "adversarial", "entropy", "frozen_adversary"]
+    assert names(runs) == [
+        f"seed{seed}/{backbone}/{role}"
+        for seed in (0, 1)
+        for backbone in ("vgg16", "resnet50")
+        for role in roles
+    ]
+    for run in runs:
+        seed, backbone, role = run.name.split("/")
+        assert run.config.seed == int(seed[4:]) and run.config.backbone == backbone
+        start = f"{seed}/{backbone}/phase1"
+        assert run.needs == (None if role == "phase1" else start)
+        if run.needs:
+            assert run.config.init_generator == f"STUDY/{start}"
+    assert runs[1].config.is_control and not runs[2].config.is_control
+    assert [run.config.placebo for run in runs[2:5]] == [
+        "none",
+        "entropy",
+        "frozen_adversary",
+    ]
+
+
+def test_without_placebos_three_runs():
+    assert names(study.plan(settings(), "S")) == [
+        f"seed0/vgg16/{role}" for role in ("phase1", "control", "adversarial")
+    ]
+
+
+def test_each_run_is_told_what_it_uses():
+    flags = ("--preset=smoke", "--phase1_steps=7", "--phase2_steps=5", "--noflip")
+    flags += ("--gradient_ratio=0.2", "--adversary_lr=0.001")
+    told = settings(flags=flags, placebos=True)
+    phase1, control, adversarial, entropy, frozen = (
+        set(study.train_flags(run, told)) for run in study.plan(told, "S")
+    )
+    common = {"--preset=smoke", "--noflip", "--seed=0"}
+    start = {"--arm=vgg16_g", "--init_generator=S/seed0/vgg16/phase1"}
+    phase2 = common | start | {"--phase2_steps=5"}
+    assert phase1 == common | {"--arm=vgg16", "--phase1_steps=7"}
+    assert control == phase2 | {"--lambda_adv=0.0"}
+    assert adversarial == phase2 | {"--gradient_ratio=0.2", "--adversary_lr=0.001"}
+    assert entropy == adversarial | {"--placebo=entropy"}
+    assert frozen == phase2 | {"--gradient_ratio=0.2", "--placebo=frozen_adversary"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seeds": 0}, "seeds=0: must be at least 1"),
+        ({"backbones": ("vgg19",)}, "arms=vgg19: must be vgg16"),
+        ({"backbones": ("vgg16", "vgg16")}, "arms=vgg16,vgg16: each once"),
+        ({"last_validations": 0}, "last_validations=0: must be"),
+        ({"config": Config(lambda_adv=0)}, "runs the control by itself"),
+    ],
+)
+def test_what_no_study_can_be_told(changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+# --- Running -----------------------------------------------------------------
+
+
+def test_a_study_trains_evaluates_and_writes_all_down(bench):
+    result = bench.run(splits=("test", "val"))
+    calls = bench.calls()
+    assert [call for call in calls if call[0] == "train"] == [
+        ("train", f"seed0/vgg16/{role}")
+        for role in ("phase1", "control", "adversarial")
+    ]
+    assert len(calls) == 3 + 3 * 4
+    with open(f"{bench.workdir}/study.json") as file:
+        assert json.load(file) == result
+    run = result["runs"]["seed0/vgg16/control"]
+    assert (run["status"], run["role"], run["exit_code"]) == ("done", "control", 0)
+    assert set(run["metrics"]) == {"test", "test-best", "val", "val-best"}
+    assert run["metrics"]["test"]["miou"] == 0.5 and run["train_seconds"] > 0
+    assert run["validations"] == {"mean": None, "count": 0, "steps": []}
+    log = (bench.root / "study" / run["log"]).read_text()
+    assert "--lambda_adv=0.0" in log and "train prints this" in log
+    assert log.count("exit code 0") == 5
+    assert result["settings"]["flags"] == ["--preset=smoke"]
+    assert result["machine"]["cores"] > 0
+
+
+def test_what_has_finished_is_not_done_again(bench):
+    first = bench.run()
+    bench.calls()
+    assert bench.run()["runs"] == first["runs"] and bench.calls() == []
+    bench.run(splits=("test", "val"))
+    assert {kind for kind, _ in bench.calls()} == {"evaluate"}
+    bench.run(seeds=2)
+    assert all(name.startswith("seed1/") for _, name in bench.calls())
+
+
+def test_a_crash_leaves_the_rest_of_the_study_alone(bench):
+    bench.break_("train " + bench.workdir + "/seed0/vgg16/phase1")
+    lines = []
+    both = {"backbones": ("vgg16", "resnet50")}
+    runs = bench.run(lines.append, **both)["runs"]
+    assert runs["seed0/vgg16/phase1"]["status"] == "failed: exit code 3"
+    assert runs["seed0/vgg16/control"]["status"] == "left out: its phase 1 failed"
+    assert runs["seed0/resnet50/adversarial"]["status"] == "done"
+    assert "2 of 6, seed0/vgg16/control: left out: its phase 1 failed" in lines
+    log = bench.root / "study" / runs["seed0/vgg16/phase1"]["log"]
+    assert "exit code 3" in log.read_text()
+    bench.calls()
+    bench.mend()
+    runs = bench.run(**both)["runs"]
+    assert {run["status"] for run in runs.values()} == {"done"}
+    assert all("/vgg16/" in name for _, name in bench.calls())
+    assert log.read_text().count("$ ") == 1 + 3  # the log goes on
+
+
+def test_a_failed_evaluation_is_repeated_without_training(bench):
+    bench.break_("evaluate " + bench.workdir + "/seed0/vgg16/control")
+    runs = bench.run()["runs"]
+    assert runs["seed0/vgg16/control"]["status"] == "failed: exit code 3"
+    assert runs["seed0/vgg16/adversarial"]["status"] == "done"
+    bench.calls()
+    bench.mend()
+    assert bench.run()["runs"]["seed0/vgg16/control"]["status"] == "done"
+    assert bench.calls() == [("evaluate", "seed0/vgg16/control")] * 2
+
+
+@pytest.mark.parametrize("moment", ["1 of 3, seed0/vgg16/phase1: done", "3 of 3"])
+def test_a_study_that_was_stopped_goes_on(bench, moment):
+    def stop(line):
+        if line.startswith(moment):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(stop)
+    runs = bench.run()["runs"]
+    assert {run["status"] for run in runs.values()} == {"done"}
+    trained = [name for kind, name in bench.calls() if kind == "train"]
+    assert trained == sorted(set(trained), key=trained.index) and len(trained) == 3
+
+
+def test_another_study_in_the_same_folder_is_refused(bench):
+    bench.run()
+    other = Config(**PRESETS["smoke"] | {"crop_size": 64, "log_every": 1})
+    with pytest.raises(ValueError, match=r"\(crop_size=128 there, 64 now\)"):
+        bench.run(config=other)
+
+
+def test_a_damaged_study_is_one_line(bench):
+    with pytest.raises(FileNotFoundError, match="no study here"):
+        study.read_study(bench.workdir)
+    bench.run()
+    for text, message in (("{", "study.json: not JSON"), ("{}", "must hold settings")):
+        (bench.root / "study" / "study.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            bench.run()
