@@ -36,6 +36,10 @@ MAY_IMPORT = {
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
     "submission": {"datasets"},
+    # figures of a prediction
+    "boundary": {"metrics"},
+    "calibration": {"metrics"},
+    "granulation": {"metrics"},
     "summaries": {"visualize"},
     # leaves
     "backbones": {"dilation"},
