@@ -32,10 +32,15 @@ MAY_IMPORT = {
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {"backbones", "config", "generator"},
-    "evaluate": {"inference", "metrics"},
+    "evaluate": {"inference", "measures", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
     "submission": {"datasets"},
+    # figures of a prediction
+    "measures": {"boundary", "calibration", "granulation", "metrics"},
+    "boundary": {"metrics"},
+    "calibration": {"metrics"},
+    "granulation": {"metrics"},
     "summaries": {"visualize"},
     # leaves
     "backbones": {"dilation"},
@@ -46,6 +51,7 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "per_image": set(),
     "resampling": set(),
     "visualize": set(),
 }  # fmt: skip
