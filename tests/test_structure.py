@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "submission": {"datasets"},
     # figures of a prediction
     "measures": {"boundary", "calibration", "granulation", "metrics"},
+    "bootstrap": {"metrics"},
     "boundary": {"metrics"},
     "calibration": {"metrics"},
     "granulation": {"metrics"},
