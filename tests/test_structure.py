@@ -21,7 +21,8 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "stages", "summaries",
+        "inference", "input_pipeline", "per_image", "profiling", "stages",
+        "summaries",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "submission": {"datasets"},
     # figures of a prediction
     "measures": {"boundary", "calibration", "granulation", "metrics"},
+    "bootstrap": {"metrics"},
     "boundary": {"metrics"},
     "calibration": {"metrics"},
     "granulation": {"metrics"},
@@ -52,6 +54,7 @@ MAY_IMPORT = {
     "losses": set(),
     "metrics": set(),
     "per_image": set(),
+    "profiling": set(),
     "resampling": set(),
     "visualize": set(),
 }  # fmt: skip
