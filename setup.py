@@ -27,6 +27,7 @@ CPU = [
 TEST = [
     "dill>=0.3.8",  # tensorflow-datasets' own tests for builders
     "hypothesis>=6.115",
+    "playwright>=1.45",  # the report in a browser of the system's own
     "pytest>=8.3",
 ]
 
@@ -37,14 +38,19 @@ setup(
     author="The ss_gan_tf authors",
     license="Apache-2.0",
     packages=find_packages(include=["ss_gan_tf*", "experiments*", "data_prep*"]),
-    package_data={"data_prep": ["*/CITATIONS.bib", "*/README.md", "*/TAGS.txt"]},
+    package_data={
+        "data_prep": ["*/CITATIONS.bib", "*/README.md", "*/TAGS.txt"],
+        "ss_gan_tf": ["templates/*"],
+    },
     python_requires=">=3.10,<3.14",
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.5.1",  # the files behind random access to examples
         "h5py>=3.11",
         "importlib_resources>=6.4",  # tensorflow-datasets: undeclared for own builders
+        "jinja2>=3.1",  # the page of experiments.report
         "keras>=3.10,<4",
+        "matplotlib>=3.8",  # its curves
         "numpy>=1.26",
         "opencv-python-headless>=4.10",  # same module as opencv-python, without libGL
         "pillow>=10.4",

@@ -73,6 +73,8 @@ def settings_from_flags() -> study.Settings:
         placebos=FLAGS.placebos,
         splits=splits,
         last_validations=FLAGS.last_validations,
+        # The report's tables of outlines and granulation; training may do without.
+        evaluate_flags=("--eval_metrics=full",),
     )
 
 

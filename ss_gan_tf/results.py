@@ -18,6 +18,24 @@ ROLES = {
 }
 PLACEBOS = ("entropy", "frozen_adversary")
 
+# Fields of Config that the control does not read.
+ADVERSARY_FIELDS = {
+    *("grid_size", "epsilon", "extractor", "normalize_features", "lambda_adv"),
+    *("lambda_on", "lambda_ramp_steps", "adversarial_form", "adversarial_weighting"),
+    *("gradient_ratio", "lambda_max", "adversary_lr", "adversary_optimizer"),
+    "adversary_warmup_steps",
+}
+
+# Fields that a role does not read, so that a study does not pass them on.
+_PHASE1 = {"phase1_steps", "phase1_lr", "phase1_lr_end"}
+UNUSED = {
+    "phase1": {"phase2_steps", "generator_lr", "phase2_lr_decay", *ADVERSARY_FIELDS},
+    "control": _PHASE1 | ADVERSARY_FIELDS,
+    "adversarial": _PHASE1,
+    "entropy": _PHASE1,
+    "frozen_adversary": _PHASE1 | {"adversary_lr", "adversary_warmup_steps"},
+}
+
 
 def role_of(config: Config) -> str:
     """What a run is to a comparison: a key of ROLES."""
@@ -26,6 +44,14 @@ def role_of(config: Config) -> str:
     if config.is_control:
         return "control"
     return "adversarial" if config.placebo == "none" else config.placebo
+
+
+def unread_fields(config: Config) -> set[str]:
+    """Fields of Config that a run did not read, whatever they say."""
+    unread = set(UNUSED[role_of(config)])
+    if config.is_control:
+        unread -= {"lambda_adv"}  # that makes it one
+    return unread if config.init_generator else unread - _PHASE1
 
 
 def read_metrics(run_dir: str, kind: str) -> dict[str, Any]:

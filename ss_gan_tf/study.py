@@ -24,29 +24,12 @@ from typing import Any
 from ss_gan_tf import results
 from ss_gan_tf.config import BOOKKEEPING, Config
 from ss_gan_tf.machine import describe_machine
-from ss_gan_tf.results import PLACEBOS, ROLES
+from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
 
 CHECKPOINTS = ("last", "best")
 
 # Set by the study for each run, so nobody else may.
 RESERVED = ("arm", "seed", "init_generator", "placebo")
-
-# Fields that a role does not read: the train program is not told them.
-_PHASE1 = {"phase1_steps", "phase1_lr", "phase1_lr_end"}
-_ADVERSARY = {
-    *("grid_size", "epsilon", "extractor", "normalize_features", "lambda_adv"),
-    *("lambda_on", "lambda_ramp_steps", "adversarial_form", "adversarial_weighting"),
-    *("gradient_ratio", "lambda_max", "adversary_lr", "adversary_optimizer"),
-    "adversary_warmup_steps",
-}
-UNUSED = {
-    "phase1": {"phase2_steps", "generator_lr", "phase2_lr_decay", *_ADVERSARY},
-    "control": _PHASE1 | _ADVERSARY,
-    "adversarial": _PHASE1,
-    "entropy": _PHASE1,
-    "frozen_adversary": _PHASE1 | {"adversary_lr", "adversary_warmup_steps"},
-}
-
 
 # --- What there is to do -----------------------------------------------------
 

@@ -66,3 +66,48 @@ def tiny_run(tiny_data, tiny_config, tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("run"))
     train(tiny_config, tiny_data, workdir)
     return workdir
+
+
+@pytest.fixture
+def fake_run(tmp_path):
+    """Writes what a finished run leaves behind, without training it."""
+    import numpy as np
+
+    from ss_gan_tf import checkpoints, measures, summaries
+    from ss_gan_tf.config import Config
+    from ss_gan_tf.evaluate import write_metrics
+    from ss_gan_tf.per_image import Collector, write_per_image
+
+    classes = ("sky", "road", "car")
+    colors = ((70, 130, 180), (128, 64, 128), (0, 0, 142))
+
+    def fake_run(name, right, *, kinds=("test", "test-best"), counts=True, **fields):
+        """A run whose images have these shares of right pixels, in every class."""
+        config = Config(**{"dataset": "camvid", "phase2_steps": 40} | fields)
+        versions = {"versions": {"ss_gan_tf": "0.1.0", "python": "3.11"}}
+        run = checkpoints.Run(
+            str(tmp_path / name), config, "DATA", classes, colors, 255, versions
+        )
+        (tmp_path / name).mkdir(parents=True)
+        checkpoints.write_run(run)
+        images = Collector()
+        for number, share in enumerate(right):
+            # 100 pixels of each class; the wrong ones fall to the next class.
+            hits = round(100 * share)
+            matrix = hits * np.eye(3) + (100 - hits) * np.roll(np.eye(3), 1, axis=1)
+            images.add(f"image{number}", {"confusion": matrix.astype(np.int64)})
+        images = images.result(classes)
+        figures = measures.summarize(images.total(), classes)
+        figures |= {"num_images": len(right), "limit": 0, "partial": False}
+        for kind in kinds:
+            folder = tmp_path / name / "eval" / kind
+            write_metrics(figures, str(folder / "metrics.json"))
+            if counts:
+                write_per_image(images, str(folder / "per_image.npz"))
+        writer = summaries.Summaries(run.workdir)
+        for step in (20, 40):
+            writer.scalars(step, {"val/miou": figures["miou"], "loss/loss_d": 1.2})
+        writer.close()
+        return run.workdir
+
+    return fake_run

@@ -23,6 +23,14 @@ def test_roles(config, role):
     assert results.role_of(config) == role and role in results.ROLES
 
 
+def test_what_a_run_did_not_read():
+    own_phase1, control = Config(), Config(lambda_adv=0, init_generator="RUN")
+    assert results.unread_fields(own_phase1) == set()
+    assert {"phase1_steps", "epsilon"} <= results.unread_fields(control)
+    assert not {"lambda_adv", "phase2_steps"} & results.unread_fields(control)
+    assert "phase2_steps" in results.unread_fields(Config(arm="vgg16"))
+
+
 def test_last_validations_leave_the_start_out(tmp_path):
     writer = summaries.Summaries(str(tmp_path))
     for step, miou in ((0, 0.9), (10, 0.1), (20, 0.3), (30, 0.5)):

@@ -28,6 +28,20 @@ MAY_IMPORT = {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
     },
     "train_step": {"adversary", "losses"},
+    # many runs, and what they say together
+    "study": {"config", "machine", "results"},
+    "results": {"config", "summaries"},
+    "comparison": {
+        "bootstrap", "checkpoints", "config", "metrics", "per_image", "results",
+    },
+    "report": {
+        "comparison", "config", "figures", "page", "panels", "results", "study",
+        "summaries", "tables",
+    },
+    "tables": {"comparison", "config", "datasets", "page", "paper", "results"},
+    "panels": {
+        "backbones", "checkpoints", "inference", "input_pipeline", "visualize",
+    },
     # networks
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
@@ -48,6 +62,10 @@ MAY_IMPORT = {
     "backbones": {"dilation"},
     "config": set(),
     "datasets": set(),
+    "figures": set(),
+    "machine": set(),
+    "page": set(),
+    "paper": set(),
     "dilation": set(),
     "inference": set(),
     "input_pipeline": set(),
@@ -308,12 +326,16 @@ def test_every_package_and_its_data_are_installed(metadata):
     folders = {p.parent for package in PACKAGES for p in sources(package)}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert names == set(metadata["packages"])
-    patterns = metadata["package_data"]["data_prep"]
-    installed = {path for glob in patterns for path in (ROOT / "data_prep").glob(glob)}
+    installed = {
+        path
+        for package, patterns in metadata["package_data"].items()
+        for pattern in patterns
+        for path in (ROOT / package).glob(pattern)
+    }
     beside = {
         path
         for path, _ in text_files()
-        if path.relative_to(ROOT).parts[0] == "data_prep"
+        if path.relative_to(ROOT).parts[0] in PACKAGES
         and path.suffix != ".py"
         and "dummy_data" not in path.parts
     }

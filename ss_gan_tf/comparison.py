@@ -1,0 +1,293 @@
+"""From runs to what may be said of the adversary: differences, intervals, conclusions.
+
+A gain is a difference of mIoU between two runs of one seed, scored on the same images.
+Two kinds of luck lie in it: of the images, for which a paired bootstrap over images
+gives an interval, and of the seed, for which the spread over seeds does.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ss_gan_tf import checkpoints, metrics, results
+from ss_gan_tf.bootstrap import paired_difference, seed_spread
+from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.per_image import PerImage, read_per_image
+
+# In what a fair pair may differ: A's own settings, and what changes no weight.
+MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *BOOKKEEPING}
+
+
+# --- Runs --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One run as a comparison sees it.
+
+    Attributes:
+        run: what it says of itself.
+        role: a key of `results.ROLES`.
+        metrics: kind of evaluation ("test", "val-best") -> metrics.json.
+        counts: kind -> counts of each image; only where evaluation kept them.
+        train_seconds: of all its processes, where a study took the time.
+    """
+
+    run: checkpoints.Run
+    role: str
+    metrics: dict[str, dict[str, Any]]
+    counts: dict[str, PerImage]
+    train_seconds: float | None = None
+
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.run.config
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """(data set, backbone): runs of one group are compared."""
+        return self.config.dataset, self.config.backbone
+
+    def miou(self, kind: str) -> float | None:
+        """MIoU of an evaluation as a fraction; None where there is none."""
+        return self.metrics.get(kind, {}).get("miou")
+
+
+def read_result(workdir: str, train_seconds: float | None = None) -> Result:
+    """Reads a run and all its evaluations of whole splits.
+
+    Args:
+        workdir: RUN.
+        train_seconds: passed on.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: a file of it is damaged; the message names the file.
+    """
+    run = checkpoints.read_run(workdir)
+    found, counts = {}, {}
+    folder = os.path.join(workdir, "eval")
+    for kind in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        figures = results.read_metrics(workdir, kind)
+        if figures.get("limit"):
+            continue  # figures of a part are not those of the split
+        found[kind] = figures
+        path = os.path.join(folder, kind, "per_image.npz")
+        if os.path.exists(path):
+            counts[kind] = read_per_image(path)
+    role = results.role_of(run.config)
+    return Result(run, role, found, counts, train_seconds)
+
+
+class Comparison:
+    """Runs by data set, backbone, seed and role.
+
+    Args:
+        runs: results in any order.
+
+    Raises:
+        ValueError: two of them have the same place, or runs of a data set have
+            different classes.
+    """
+
+    def __init__(self, runs: Iterable[Result]):
+        self.runs: list[Result] = []
+        self._places: dict[tuple, Result] = {}
+        for result in runs:
+            place = (*result.group, result.config.seed, result.role)
+            other = self._places.setdefault(place, result)
+            if other is not result:
+                raise ValueError(
+                    f"{other.run.workdir} and {result.run.workdir} are both the "
+                    f"{result.role} run of {place[0]}, {place[1]}, seed {place[2]}"
+                )
+            for known in self.runs:
+                same_data = known.config.dataset == result.config.dataset
+                if same_data and known.run.class_names != result.run.class_names:
+                    raise ValueError(
+                        f"{known.run.workdir} and {result.run.workdir} have different "
+                        f"classes of {result.config.dataset}"
+                    )
+            self.runs.append(result)
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """(data set, backbone) of all runs, in order of appearance."""
+        return list(dict.fromkeys(result.group for result in self.runs))
+
+    def seeds(self, group: tuple[str, str]) -> list[int]:
+        """Seeds of a group, from the smallest."""
+        return sorted({r.config.seed for r in self.runs if r.group == group})
+
+    def get(self, group: tuple[str, str], seed: int, role: str) -> Result | None:
+        """The run of a place; None where it is missing."""
+        return self._places.get((*group, seed, role))
+
+    def mious(self, group: tuple[str, str], role: str, kind: str) -> list[float]:
+        """MIoU of a role for every seed that has one, in %."""
+        found = (self.get(group, seed, role) for seed in self.seeds(group))
+        values = (result.miou(kind) for result in found if result is not None)
+        return [100 * value for value in values if value is not None]
+
+    def gains(self, group: tuple[str, str], against: str, kind: str) -> list["Gain"]:
+        """What the adversarial arm has over a role, for every seed that has both.
+
+        Args:
+            group: (data set, backbone).
+            against: a role.
+            kind: of the evaluation.
+        """
+        gains = []
+        for seed in self.seeds(group):
+            ours = self.get(group, seed, "adversarial")
+            other = self.get(group, seed, against)
+            if ours and other and None not in (ours.miou(kind), other.miou(kind)):
+                gains.append(_gain(seed, ours, other, kind))
+        return gains
+
+    def unfair(self, group: tuple[str, str], against: str) -> list[str]:
+        """Settings in which the adversarial arm and a role differ, but should not."""
+        found = []
+        for seed in self.seeds(group):
+            ours = self.get(group, seed, "adversarial")
+            other = self.get(group, seed, against)
+            if ours and other:
+                found += unfair_differences(ours.config, other.config)
+        return list(dict.fromkeys(found))
+
+
+def unfair_differences(first: Config, second: Config) -> list[str]:
+    """Names of the settings that two runs of phase 2 should share, but do not."""
+    return [
+        field.name
+        for field in dataclasses.fields(Config)
+        if field.name not in MAY_DIFFER
+        and getattr(first, field.name) != getattr(second, field.name)
+    ]
+
+
+# --- Gains -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """A difference of mIoU for one seed, in points (0.01 of a fraction).
+
+    Attributes:
+        seed: of both runs.
+        points: ours minus the other's.
+        interval: of 95 %, from the paired bootstrap over images; None without counts
+            of each image.
+    """
+
+    seed: int
+    points: float
+    interval: tuple[float, float] | None = None
+
+
+def _gain(seed, ours, other, kind) -> Gain:
+    points = 100 * (ours.miou(kind) - other.miou(kind))
+    if kind not in ours.counts or kind not in other.counts:
+        return Gain(seed, points)
+    return Gain(seed, points, interval(ours.counts[kind], other.counts[kind]))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, s / sqrt(n); no error for a single value."""
+    spread = seed_spread(values)
+    if spread.num_pairs == 1:
+        return spread.mean, None
+    return spread.mean, spread.std / math.sqrt(spread.num_pairs)
+
+
+def conclude(gains: Sequence[Gain], against: str) -> str:
+    """What may be said, by rules that were fixed before the runs.
+
+    - No pair of runs: not measured.
+    - One seed: a lead, not a result, whatever its interval says.
+    - The interval over images excludes 0 on the same side for every seed, and the mean
+      over seeds is more than two standard errors from 0: a gain, or a loss.
+    - Otherwise: no difference shown.
+
+    Args:
+        gains: one for each seed.
+        against: what they are held against, in words.
+
+    Returns:
+        A sentence.
+    """
+    if not gains:
+        return f"Against {against}: not measured."
+    mean, error = mean_and_error([gain.points for gain in gains])
+    if error is None:
+        return (
+            f"Against {against}: a lead, not a result ({mean:+.2f} points, one seed)."
+        )
+    figures = f"{mean:+.2f} points, standard error {error:.2f}, {len(gains)} seeds"
+    intervals = [gain.interval for gain in gains]
+    if None in intervals:
+        return (
+            f"Against {against}: no difference shown ({figures}; without counts of "
+            "each image there is no interval)."
+        )
+    if all(low > 0 for low, _ in intervals) and mean > 2 * error:
+        return f"A gain over {against} ({figures}; no seed's interval holds 0)."
+    if all(high < 0 for _, high in intervals) and mean < -2 * error:
+        return f"A loss against {against} ({figures}; no seed's interval holds 0)."
+    return f"Against {against}: no difference shown ({figures})."
+
+
+# --- Images ------------------------------------------------------------------
+
+
+def telling_images(ours: PerImage, other: PerImage) -> dict[str, tuple[str, float]]:
+    """The images that a picture shows, chosen by rule.
+
+    Args:
+        ours: counts of the adversarial arm.
+        other: counts of the same images for the control.
+
+    Returns:
+        {"largest gain", "median", "largest loss"} -> (name, difference of the image's
+        mIoU in points). The median is the lower one of an even number; ties go to the
+        name that comes first.
+
+    Raises:
+        ValueError: the images are not the same.
+    """
+    _check_same_images(ours, other)
+    mious = (
+        np.array([metrics.mean_iou(matrix) for matrix in images.counts["confusion"]])
+        for images in (ours, other)
+    )
+    points = 100 * np.subtract(*mious)
+    order = sorted(
+        (i for i in range(len(points)) if not np.isnan(points[i])),
+        key=lambda i: (-points[i], ours.names[i]),
+    )
+    if not order:
+        return {}
+    chosen = {"largest gain": order[0], "median": order[len(order) // 2]}
+    chosen["largest loss"] = order[-1]
+    return {what: (ours.names[i], float(points[i])) for what, i in chosen.items()}
+
+
+def interval(ours: PerImage, other: PerImage) -> tuple[float, float]:
+    """95 % interval of a difference of mIoU in points, by the paired bootstrap.
+
+    Raises:
+        ValueError: the images are not the same.
+    """
+    _check_same_images(ours, other)
+    found = paired_difference(other.counts["confusion"], ours.counts["confusion"])
+    return 100 * found.low, 100 * found.high
+
+
+def _check_same_images(ours, other):
+    if ours.names != other.names:
+        raise ValueError("two runs were evaluated on different images of one split")

@@ -1,0 +1,296 @@
+"""From finished runs to one page: what the adversary adds, and how sure that is.
+
+Every figure of the page is read from the runs.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ss_gan_tf import comparison, figures, panels, results, study, summaries
+from ss_gan_tf.comparison import Comparison
+from ss_gan_tf.config import PRESETS, Config
+from ss_gan_tf.page import Picture, Pictures, Section, Table, Text, write_page
+from ss_gan_tf.tables import DASH, WORDS, Tables
+
+# Tag of TensorBoard, title, unit, value with a meaning, what it says.
+CURVES = (
+    (
+        "loss/loss_d",
+        "loss_d, eq. 6",
+        "nats",
+        (1.386, "cannot tell"),
+        "2 ln 2 = 1.386 is an adversary that cannot tell truth from prediction.",
+    ),
+    (
+        "adversary/accuracy_paired",
+        "verdicts: pairs told apart",
+        "share of cells",
+        (0.5, "chance"),
+        "Share of cells in which d(truth) > d(prediction).",
+    ),
+    (
+        "gradient/ratio",
+        "adversarial / segmentation gradient",
+        "ratio of norms",
+        None,
+        "What the push can change: weighted, at G's logits.",
+    ),
+    (
+        "val/miou",
+        "validation mIoU",
+        "fraction",
+        None,
+        "Phase 2, of the validation images that training looked at.",
+    ),
+)
+
+# --- The page ----------------------------------------------------------------
+
+
+def write_report(
+    output_dir: str,
+    *,
+    runs: Sequence[str] = (),
+    study_dir: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    draw_panels: bool = True,
+) -> list[Section]:
+    """Writes report.html, report.md and pictures/ for a set of runs.
+
+    Args:
+        output_dir: the page's folder.
+        runs: folders of runs.
+        study_dir: a study, whose runs are added; those that never began are a dash.
+        split: that the tables are about; None takes test where a run was evaluated on
+            it, else val.
+        data_dir: prepared data for the pictures; None for the runs' own.
+        draw_panels: whether images are predicted and shown, which needs checkpoints
+            and data.
+
+    Returns:
+        The sections of the page.
+
+    Raises:
+        FileNotFoundError: a named folder holds no run or no study.
+        ValueError: a file is damaged, or two runs have the same place.
+    """
+    found, facts = [comparison.read_result(path) for path in runs], None
+    if study_dir:
+        facts = study.read_study(study_dir)
+        for name, entry in facts["runs"].items():
+            path = os.path.join(study_dir, name)
+            if entry.get("trained"):
+                seconds = entry.get("train_seconds")
+                found.append(comparison.read_result(path, seconds))
+    if not found:
+        raise ValueError("nothing to report: no run is finished")
+    compared = Comparison(found)
+    split = split or _default_split(found)
+    tables = Tables(compared, split, facts)
+    sections = [
+        Section("What may be concluded", tables.conclusions()),
+        Section("mIoU, as in Table 3", tables.table3()),
+        Section("IoU by class, as in Table 4", tables.table4()),
+        Section(
+            "Gains of the adversarial arm", [*_gain_pictures(tables), *tables.gains()]
+        ),
+        Section("Every run", tables.runs()),
+        Section("Gain by class", tables.classes()),
+        Section("Granulation and boundaries", tables.full_metrics()),
+        Section("Training", _curves(tables)),
+        Section("Pictures, as in Fig. 6", _pictures(tables, data_dir, draw_panels)),
+        Section("Settings, versions, hardware", _settings(tables)),
+    ]
+    names = ", ".join(dict.fromkeys(dataset for dataset, _ in compared.groups))
+    write_page(f"What the adversary adds: {names}", sections, output_dir)
+    return sections
+
+
+def _default_split(found) -> str:
+    return "test" if any("test" in result.metrics for result in found) else "val"
+
+
+# --- Pictures ----------------------------------------------------------------
+
+
+def _gain_pictures(tables: Tables) -> list:
+    """Gains with their intervals, drawn."""
+    pictures = []
+    for group in tables.groups:
+        rows = [
+            (f"{WORDS[role]}, seed {gain.seed}", gain.points, gain.interval)
+            for role in results.ROLES
+            for gain in tables.compared.gains(group, role, tables.split)
+            if role != "adversarial"
+        ]
+        if rows:
+            title = f"Over, {tables.name(group)}, {tables.split}"
+            drawn = figures.draw_gains(rows, title)
+            caption = "Right of the line the adversarial arm is better."
+            pictures.append(Picture(f"{_slug(*group)}-gains.svg", caption, drawn))
+    return [Pictures("Gains over", pictures, large=True)] if pictures else []
+
+
+def _curves(tables: Tables) -> list:
+    """Curves of the event files."""
+    blocks = []
+    tags = [tag for tag, *_ in CURVES]
+    for group in tables.groups:
+        read = {
+            role: [
+                summaries.read_scalars(result.run.workdir, tags)
+                for seed in tables.compared.seeds(group)
+                if (result := tables.compared.get(group, seed, role))
+            ]
+            for role in results.ROLES
+        }
+        pictures = []
+        for tag, title, unit, landmark, meaning in CURVES:
+            lines = {
+                role: [curves[tag] for curves in seeds]
+                for role, seeds in read.items()
+                # Phase 1 has a time axis of its own.
+                if role != "phase1"
+            }
+            if not any(map(any, lines.values())):
+                lines = {"phase1": [curves[tag] for curves in read["phase1"]]}
+            drawn = figures.draw_curves(lines, title, unit, landmark)
+            if drawn:
+                name = f"{_slug(*group)}-{_slug(tag)}.svg"
+                pictures.append(Picture(name, meaning, drawn))
+        if pictures:
+            blocks.append(Pictures(tables.name(group), pictures, large=True))
+    return blocks or [Text("The runs have no event files.")]
+
+
+def _pictures(tables: Tables, data_dir, draw) -> list:
+    """Images chosen by rule, and what the runs make of them."""
+    if not draw:
+        return [Text("Left out on request.")]
+    blocks = [
+        Text(
+            "Chosen by rule, not by hand: of the smallest seed that has both runs, "
+            "the images with the largest gain, the median and the largest loss of "
+            "mIoU, adversarial arm against control. Orange is wrong, white has no "
+            "class."
+        )
+    ]
+    for group in tables.groups:
+        try:
+            blocks += _panels(tables, group, data_dir)
+        except (FileNotFoundError, ValueError) as error:
+            blocks.append(Text(f"{tables.name(group)}: no pictures, {error}"))
+    return blocks
+
+
+def _panels(tables: Tables, group, data_dir) -> list:
+    for seed in tables.compared.seeds(group):
+        ours = tables.compared.get(group, seed, "adversarial")
+        other = tables.compared.get(group, seed, "control")
+        if ours and other and tables.split in ours.counts.keys() & other.counts.keys():
+            break
+    else:
+        return [
+            Text(
+                f"{tables.name(group)}: no pictures, because adversarial arm and "
+                f"control have no counts of each image on {tables.split}."
+            )
+        ]
+    chosen = comparison.telling_images(
+        ours.counts[tables.split], other.counts[tables.split]
+    )
+    shown = {
+        role.replace("_", " "): result.run
+        for role in ("phase1", "control", "adversarial")
+        if (result := tables.compared.get(group, seed, role))
+    }
+    names = list(dict.fromkeys(name for name, _ in chosen.values()))
+    drawn = panels.draw_panels(shown, tables.split, names, data_dir)
+    blocks = []
+    for what, (name, points) in chosen.items():
+        pictures = []
+        for number, (caption, tile) in enumerate(drawn[name]):
+            suffix = ".jpg" if caption == "image" else ".png"
+            file = f"{_slug(*group, what)}-{number}{suffix}"
+            pictures.append(Picture(file, caption, figures.encode(tile, suffix)))
+        title = (
+            f"{tables.name(group)}, seed {seed}, {what}: {name}, {points:+.2f} points"
+        )
+        blocks.append(Pictures(title, pictures))
+    return blocks
+
+
+# --- Settings ----------------------------------------------------------------
+
+
+def _settings(tables: Tables) -> list:
+    """In what the runs differ, what they share, versions and machine."""
+    paper_preset = Config(**PRESETS["paper"])
+    differ, shared = [], []
+    for field in dataclasses.fields(Config):
+        if field.name in ("arm", "seed", "init_generator"):
+            continue
+        places: dict[Any, list[str]] = {}
+        for result in tables.compared.runs:
+            if field.name in results.unread_fields(result.config):
+                continue
+            roles = places.setdefault(getattr(result.config, field.name), [])
+            name = result.role.replace("_", " ")
+            if len(tables.groups) > 1:
+                name = f"{tables.name(result.group)} {name}"
+            roles += [name] * (name not in roles)
+        if len(places) > 1:
+            text = "; ".join(f"{v}: {', '.join(r)}" for v, r in places.items())
+            differ.append([field.name, text])
+        for value in places if len(places) == 1 else ():
+            theirs = getattr(paper_preset, field.name)
+            if value != theirs:
+                shared.append([field.name, str(value), str(theirs)])
+    blocks = [
+        Table("In what the runs differ", ["setting", "value: runs"], differ, True),
+        Table(
+            "What they share and the preset paper does not have",
+            ["setting", "here", "paper"],
+            shared,
+            True,
+        ),
+        Table("Versions", ["package", "version"], _versions(tables.compared), True),
+    ]
+    machine = (tables.facts or {}).get("machine", {})
+    rows = [
+        [name.replace("_", " "), _words(machine.get(name))]
+        for name in ("processor", "cores", "memory_kb", "gpus", "system", "commit")
+    ]
+    blocks.append(Table("Machine of the study", ["", ""], rows, True))
+    partial = [d for d in dict(tables.groups) if tables.is_partial(d)]
+    if partial:
+        blocks.append(
+            Text(
+                f"{', '.join(partial)}: prepared from a partial source, so its "
+                "figures are not those of the complete data set.",
+                strong=True,
+            )
+        )
+    return blocks
+
+
+def _versions(compared):
+    rows = {}
+    for result in compared.runs:
+        for name, version in result.run.provenance.get("versions", {}).items():
+            rows.setdefault(name, []).append(str(version))
+    return [[name, ", ".join(dict.fromkeys(v))] for name, v in rows.items()]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return DASH if value is None else str(value)
+
+
+def _slug(*words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")

@@ -1,0 +1,386 @@
+"""The tables of a report: what was measured, in the paper's form and beyond it.
+
+What has not been run is a dash.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from ss_gan_tf import comparison, paper, results
+from ss_gan_tf.comparison import Comparison, Result
+from ss_gan_tf.config import ARMS
+from ss_gan_tf.datasets import DATASETS
+from ss_gan_tf.page import Table, Text
+
+DASH = "-"
+WORDS = {
+    "phase1": "phase 1",
+    "control": "the control",
+    "adversarial": "the adversarial arm",
+    "entropy": "the entropy placebo",
+    "frozen_adversary": "the placebo with a random adversary",
+}
+# Heading, place in metrics.json, factor.
+FULL = (
+    ("boundary IoU, %", ("boundary", "mean_iou"), 100),
+    ("boundary F1, %", ("boundary", "mean_f1"), 100),
+    ("component surplus /image", ("granulation", "surplus"), 1),
+    ("hole surplus /image", ("granulation", "hole_surplus"), 1),
+    ("specks /image", ("granulation", "specks"), 1),
+    ("specks, % of pixels", ("granulation", "speck_share"), 100),
+    ("border ratio", ("granulation", "border_ratio"), 1),
+    ("large areas missed, %", ("granulation", "large_missed"), 100),
+    ("calibration error, %", ("calibration", "ece"), 100),
+)
+
+
+class Tables:
+    """The tables of one comparison.
+
+    Args:
+        compared: the runs.
+        split: that the tables are about.
+        facts: study.json where the runs belong to a study.
+    """
+
+    def __init__(self, compared: Comparison, split: str, facts: dict | None = None):
+        self.compared, self.split, self.facts = compared, split, facts
+        self.groups = compared.groups
+
+    # --- Conclusions and the paper's tables ----------------------------------
+
+    def conclusions(self):
+        """What may be said, group by group."""
+        blocks = []
+        for group in self.groups:
+            blocks.append(Text(f"{self.name(group)}, mIoU on {self.split}:"))
+            for role in ("control", "phase1", *results.PLACEBOS):
+                gains = self.compared.gains(group, role, self.split)
+                if not gains and role in results.PLACEBOS:
+                    continue
+                words = WORDS[role]
+                text = comparison.conclude(gains, words)
+                unfair = self.compared.unfair(group, role) if role != "phase1" else ()
+                if unfair:
+                    text = (
+                        f"Against {words}: not comparable, the runs differ in "
+                        f"{', '.join(unfair)} too."
+                    )
+                if role == "phase1" and gains:
+                    text += " The extra steps alone may do this."
+                blocks.append(Text(text, strong=role == "control"))
+        blocks.append(
+            Text(
+                "Rules: a single seed is a lead, never a result. A gain or a loss "
+                "needs an interval over images (paired bootstrap, 95 %) that excludes "
+                "0 on the same side for every seed, and a mean over seeds of more than "
+                "two standard errors. All else is no difference shown."
+            )
+        )
+        return blocks
+
+    def table3(self):
+        """The paper's Table 3 beside ours, mean over seeds, and the controls."""
+        columns = [*ARMS, "vgg16 control", "resnet50 control"]
+        rows = []
+        names = [*(dataset for dataset, _ in self.groups), *paper.TABLE3]
+        for dataset in dict.fromkeys(names):
+            theirs = paper.TABLE3.get(dataset, {})
+            ours = {}
+            for column in columns:
+                backbone, role = _place(column)
+                ours[column] = self.compared.mious(
+                    (dataset, backbone), role, self.split
+                )
+            title = self.name((dataset, None))
+            row = [f"{title}: ours", *(_spread(ours[c]) for c in columns)]
+            if not theirs:
+                rows.append(row)
+                continue
+            rows += [
+                [f"{title}: paper", *(_number(theirs.get(c)) for c in columns)],
+                row,
+                [
+                    f"{title}: difference",
+                    *(_difference(ours[c], theirs.get(c)) for c in columns),
+                ],
+            ]
+        caption = (
+            f"mIoU in % on {self.split}, last checkpoint; mean over seeds, its sample "
+            "standard deviation where there are several, and their number in brackets. "
+            "The control is not in the paper."
+        )
+        return [Table(caption, ["", *columns], rows)]
+
+    def table4(self):
+        """The classes of the paper's Table 4, for data sets that have them."""
+        blocks = []
+        names = [*(dataset for dataset, _ in self.groups), "cityscapes"]
+        for dataset in dict.fromkeys(names):
+            known = DATASETS.get(dataset)
+            if known is None or not known.table4_classes:
+                continue
+            rows = []
+            for arm in ARMS:
+                backbone, role = _place(arm)
+                ours = [
+                    self._class_ious((dataset, backbone), role, name)
+                    for name in known.table4_classes
+                ]
+                theirs = [None] * len(ours)
+                if dataset == "cityscapes":
+                    theirs = [row[arm] for row in paper.TABLE4.values()]
+                    rows.append([f"{arm}: paper", *map(_number, theirs)])
+                rows.append([f"{arm}: ours", *map(_spread, ours)])
+                if dataset == "cityscapes":
+                    pairs = zip(ours, theirs, strict=True)
+                    cells = (_difference(*pair) for pair in pairs)
+                    rows.append([f"{arm}: difference", *cells])
+            blocks.append(
+                Table(
+                    f"{self.name((dataset, None))}: IoU in % on {self.split}",
+                    ["", *paper.TABLE4],
+                    rows,
+                )
+            )
+        return blocks
+
+    # --- Gains and runs ------------------------------------------------------
+
+    def gains(self):
+        """Differences for each seed with their intervals, and their spread."""
+        blocks = []
+        for group in self.groups:
+            rows = []
+            for role in ("phase1", "control", *results.PLACEBOS):
+                gains = self.compared.gains(group, role, self.split)
+                best = self.compared.gains(group, role, f"{self.split}-best")
+                for gain in gains:
+                    rows.append(
+                        [
+                            WORDS[role],
+                            str(gain.seed),
+                            _signed(gain.points),
+                            _interval(gain.interval),
+                            *(
+                                [_signed(g.points) for g in best if g.seed == gain.seed]
+                                or [DASH]
+                            ),
+                        ]
+                    )
+                if len(gains) > 1:
+                    mean, error = comparison.mean_and_error([g.points for g in gains])
+                    rows.append(
+                        [
+                            WORDS[role],
+                            "mean",
+                            _signed(mean),
+                            f"standard error {error:.2f}",
+                            _signed(statistics.fmean(g.points for g in best))
+                            if best
+                            else DASH,
+                        ]
+                    )
+                if not gains:
+                    rows.append([WORDS[role], DASH, DASH, DASH, DASH])
+            theirs = paper.TABLE3.get(group[0])
+            if theirs:
+                claim = theirs[f"{group[1]}_g"] - theirs[group[1]]
+                rows.append(
+                    ["the paper's, over phase 1", DASH, _signed(claim)] + [DASH] * 2
+                )
+            blocks.append(
+                Table(
+                    f"{self.name(group)}: points of mIoU on {self.split} over",
+                    ["over", "seed", "last", "95 % interval", "best checkpoints"],
+                    rows,
+                )
+            )
+        return blocks
+
+    def runs(self):
+        """One row for each run: last, best, mean of the last validations."""
+        count = self.facts["settings"]["last_validations"] if self.facts else 3
+        val = {r.config.val_split for r in self.compared.runs}.pop()
+        kinds = [self.split, f"{self.split}-best"]
+        kinds += [kind for kind in (val, f"{val}-best") if kind not in kinds]
+        rows = []
+        for group in self.groups:
+            for seed in self.compared.seeds(group):
+                for role in results.ROLES:
+                    result = self.compared.get(group, seed, role)
+                    if result is None:
+                        if role not in results.PLACEBOS:
+                            name = f"{group[1]} {role.replace('_', ' ')}, seed {seed}"
+                            rows.append([name, *[DASH] * (len(kinds) + 3)])
+                        continue
+                    rows.append(_run_row(result, kinds, count))
+        header = ["run", *(f"{kind}, %" for kind in kinds)]
+        header += [f"mean of last {count} validations, %", "steps", "training, h"]
+        blocks = [
+            Table(
+                "mIoU; the best checkpoint is chosen on the validation split.",
+                header,
+                rows,
+            )
+        ]
+        if self.facts:
+            waiting = [
+                f"{name} ({entry['status']})"
+                for name, entry in self.facts["runs"].items()
+                if entry["status"] != "done"
+            ]
+            if waiting:
+                blocks.append(Text(f"Not finished: {'; '.join(waiting)}."))
+        return blocks
+
+    def classes(self):
+        """Each class under control and adversary, mean over seeds."""
+        blocks = []
+        for group in self.groups:
+            names = next(
+                r.run.class_names for r in self.compared.runs if r.group == group
+            )
+            rows = []
+            for name in names:
+                pairs = [
+                    [
+                        self._class_iou(group, seed, role, name)
+                        for seed in self.compared.seeds(group)
+                    ]
+                    for role in ("phase1", "control", "adversarial")
+                ]
+                gains = [
+                    ours - other
+                    for other, ours in zip(*pairs[1:], strict=True)
+                    if None not in (ours, other)
+                ]
+                cells = [
+                    _spread([v for v in values if v is not None]) for values in pairs
+                ]
+                spread = f"{min(gains):+.2f} to {max(gains):+.2f}" if gains else DASH
+                mean = _signed(statistics.fmean(gains)) if gains else DASH
+                rows.append([name, *cells, mean, spread])
+            blocks.append(
+                Table(
+                    f"{self.name(group)}: IoU in % on {self.split}; gain of the "
+                    "adversarial arm over the control, mean and range over seeds",
+                    ["class", "phase 1", "control", "adversarial", "gain", "range"],
+                    rows,
+                )
+            )
+        return blocks
+
+    def full_metrics(self):
+        """Granulation, boundary and calibration figures, mean over seeds."""
+        blocks = []
+        for group in self.groups:
+            rows = []
+            for role in results.ROLES:
+                found = self._results(group, role)
+                if role in results.PLACEBOS and not found:
+                    continue
+                cells = []
+                for _, place, factor in FULL:
+                    values = [_figure(r, self.split, place) for r in found]
+                    values = [factor * v for v in values if v is not None]
+                    cells.append(_number(statistics.fmean(values)) if values else DASH)
+                rows.append([role.replace("_", " "), *cells])
+            blocks.append(
+                Table(
+                    f"{self.name(group)}, {self.split}; mean over seeds. A dash stands "
+                    "where evaluation ran without the full metrics.",
+                    ["", *(title for title, _, _ in FULL)],
+                    rows,
+                )
+            )
+        return blocks
+
+    # --- Access --------------------------------------------------------------
+
+    def name(self, group: tuple[str, str | None]) -> str:
+        """Data set and backbone, in words; a partial data set says so."""
+        dataset, backbone = group
+        name = dataset + (" (partial)" if self.is_partial(dataset) else "")
+        return f"{name}, {backbone}" if backbone else name
+
+    def is_partial(self, dataset: str) -> bool:
+        """Whether figures are of a data set that lacks images."""
+        return any(
+            metrics.get("partial")
+            for result in self.compared.runs
+            if result.config.dataset == dataset
+            for metrics in result.metrics.values()
+        )
+
+    def _class_iou(self, group, seed, role, name):
+        result = self.compared.get(group, seed, role)
+        value = _figure(result, self.split, ("iou", name)) if result else None
+        return None if value is None else 100 * value
+
+    def _class_ious(self, group, role, name):
+        seeds = (result.config.seed for result in self._results(group, role))
+        values = (self._class_iou(group, seed, role, name) for seed in seeds)
+        return [value for value in values if value is not None]
+
+    def _results(self, group, role):
+        """The runs of a role, by seed."""
+        found = (self.compared.get(group, s, role) for s in self.compared.seeds(group))
+        return [result for result in found if result is not None]
+
+
+# --- Words -------------------------------------------------------------------
+
+
+def _place(column: str) -> tuple[str, str]:
+    """A column of Table 3 -> (backbone, role)."""
+    if column.endswith(" control"):
+        return column.removesuffix(" control"), "control"
+    backbone, is_adversarial = ARMS[column]
+    return backbone, "adversarial" if is_adversarial else "phase1"
+
+
+def _run_row(result: Result, kinds, count) -> list[str]:
+    config = result.config
+    mean = results.last_validations(result.run.workdir, count)["mean"]
+    steps = config.phase2_steps if config.uses_phase2 else config.phase1_steps
+    hours = result.train_seconds and result.train_seconds / 3600
+    name = f"{config.backbone} {result.role.replace('_', ' ')}, seed {config.seed}"
+    mious = [result.miou(kind) for kind in kinds] + [mean]
+    cells = [_number(None if value is None else 100 * value) for value in mious]
+    return [name, *cells, f"{steps:,}", _number(hours)]
+
+
+def _figure(result: Result, kind: str, place: Sequence[str]) -> float | None:
+    value: Any = result.metrics.get(kind)
+    for key in place:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+def _interval(interval) -> str:
+    return DASH if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return DASH
+    mean = f"{statistics.fmean(values):.2f}"
+    if len(values) == 1:
+        return f"{mean} (1)"
+    return f"{mean} \N{PLUS-MINUS SIGN} {statistics.stdev(values):.2f} ({len(values)})"
+
+
+def _difference(ours: Sequence[float], theirs: float | None) -> str:
+    if not ours or theirs is None:
+        return DASH
+    return _signed(statistics.fmean(ours) - theirs)

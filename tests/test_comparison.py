@@ -1,0 +1,177 @@
+"""Differences, intervals and conclusions, on runs that were never trained."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ss_gan_tf import comparison
+from ss_gan_tf.comparison import Comparison, Gain, conclude, read_result
+from ss_gan_tf.config import Config
+from ss_gan_tf.per_image import PerImage
+
+GROUP = ("camvid", "vgg16")
+
+
+def compare(*workdirs):
+    return Comparison([read_result(path) for path in workdirs])
+
+
+# --- Conclusions -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "gains, verdict",
+    [
+        ([], "not measured"),
+        ([Gain(0, 3.0, (2.0, 4.0))], "a lead, not a result"),
+        ([Gain(0, -3.0, None)], "a lead, not a result"),
+        # Mean 2, s = 0.1, standard error 0.07: every interval and the mean are clear.
+        ([Gain(0, 1.9, (1.0, 3.0)), Gain(1, 2.0, (0.1, 4.0)), Gain(2, 2.1, (1, 3))],
+         "A gain over the control"),
+        ([Gain(0, -1.9, (-3, -1.0)), Gain(1, -2.1, (-4, -0.1))],
+         "A loss against the control"),
+        # One interval holds 0.
+        ([Gain(0, 1.9, (1.0, 3.0)), Gain(1, 2.1, (-0.1, 4.0))], "no difference shown"),
+        # Intervals on different sides.
+        ([Gain(0, 1.9, (1, 3)), Gain(1, -2.1, (-3, -1))], "no difference shown"),
+        # Every interval is clear, but the seeds scatter: mean 2, standard error
+        # sqrt(2) * 1.5 / sqrt(2) = 1.5, and 2 < 3.
+        ([Gain(0, 0.5, (0.1, 0.9)), Gain(1, 3.5, (3.0, 4.0))], "no difference shown"),
+        # No counts of each image.
+        ([Gain(0, 1.9, None), Gain(1, 2.1, (1.0, 3.0))], "without counts"),
+    ],
+)  # fmt: skip
+def test_conclusions(gains, verdict):
+    assert verdict in conclude(gains, "the control")
+
+
+def test_conclusions_name_the_figures():
+    # s = 1 and the standard error 1 / sqrt(2) = 0.71 for 4 and 4 + sqrt(2).
+    gains = [Gain(0, 4.0, (3, 5)), Gain(1, 4.0 + 2**0.5, (3, 7))]
+    text = conclude(gains, "phase 1")
+    assert "A gain over phase 1 (+4.71 points, standard error 0.71, 2 seeds" in text
+
+
+def test_mean_and_error_by_hand():
+    # 1, 2, 6: mean 3, s^2 = (4 + 1 + 9) / 2 = 7, sqrt(7 / 3) = 1.5275.
+    mean, error = comparison.mean_and_error([1.0, 2.0, 6.0])
+    assert mean == 3 and error == pytest.approx(1.5275, abs=1e-4)
+    assert comparison.mean_and_error([5.0]) == (5.0, None)
+
+
+# --- Runs --------------------------------------------------------------------
+
+
+def test_gains_are_differences_of_the_same_seed(fake_run):
+    # IoU of a share r of right pixels is r / (2 - r): 0.9 -> 81.82, 0.8 -> 66.67.
+    paths = [
+        fake_run("a0", [0.9] * 4),
+        fake_run("c0", [0.8] * 4, lambda_adv=0.0),
+        fake_run("c1", [0.5] * 4, lambda_adv=0.0, seed=1),
+        fake_run("p0", [0.6] * 4, arm="vgg16"),
+    ]
+    compared = compare(*paths)
+    assert compared.groups == [GROUP] and compared.seeds(GROUP) == [0, 1]
+    (gain,) = compared.gains(GROUP, "control", "test")  # seed 1 has no other half
+    assert (gain.seed, gain.points) == (0, pytest.approx(81.82 - 66.67, abs=0.01))
+    # All images are alike, so drawing them again changes nothing.
+    assert gain.interval == pytest.approx((gain.points, gain.points))
+    assert compared.mious(GROUP, "control", "test") == pytest.approx(
+        [66.67, 33.33], abs=0.01
+    )
+    assert compared.gains(GROUP, "entropy", "test") == []
+    assert compared.gains(GROUP, "control", "val") == []
+
+
+def test_intervals_follow_the_images(fake_run):
+    ours, other = [0.9, 0.5, 0.7, 0.95], [0.7, 0.6, 0.7, 0.6]
+    compared = compare(fake_run("a", ours), fake_run("c", other, lambda_adv=0.0))
+    (gain,) = compared.gains(GROUP, "control", "test")
+    low, high = gain.interval
+    assert low < gain.points < high
+    reverse = compare(
+        fake_run("a2", other), fake_run("c2", ours, lambda_adv=0.0)
+    ).gains(GROUP, "control", "test")[0]
+    assert reverse.interval == pytest.approx((-high, -low), abs=2)
+
+
+def test_without_counts_there_is_no_interval(fake_run):
+    compared = compare(
+        fake_run("a", [0.9], counts=False), fake_run("c", [0.8], lambda_adv=0.0)
+    )
+    assert compared.gains(GROUP, "control", "test")[0].interval is None
+
+
+def test_different_images_are_refused(fake_run):
+    compared = compare(fake_run("a", [0.9, 0.9]), fake_run("c", [0.8], lambda_adv=0.0))
+    with pytest.raises(ValueError, match="different images"):
+        compared.gains(GROUP, "control", "test")
+
+
+def test_a_pair_may_differ_in_the_adversary_alone():
+    ours = Config(gradient_ratio=0.2, adversary_lr=1e-3, log_every=7)
+    assert comparison.unfair_differences(ours, Config(lambda_adv=0.0)) == []
+    other = Config(lambda_adv=0.0, phase2_steps=7, init_generator="X")
+    assert comparison.unfair_differences(ours, other) == [
+        "init_generator",
+        "phase2_steps",
+    ]
+
+
+def test_two_runs_of_one_place_are_refused(fake_run):
+    with pytest.raises(ValueError, match="are both the adversarial run of camvid"):
+        compare(fake_run("a", [0.9]), fake_run("b", [0.8]))
+
+
+def test_parts_of_a_split_are_no_result(fake_run):
+    path = fake_run("a", [0.9], kinds=("test", "val-first1"))
+    metrics = pathlib.Path(path, "eval", "val-first1", "metrics.json")
+    part = json.loads(metrics.read_text()) | {"limit": 1}
+    metrics.write_text(json.dumps(part))
+    assert list(read_result(path).metrics) == ["test"]
+
+
+def test_damaged_runs_are_one_line(fake_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run here"):
+        read_result(str(tmp_path / "nowhere"))
+    path = pathlib.Path(fake_run("a", [0.9]))
+    for name, text in (
+        ("eval/test/per_image.npz", "x"),
+        ("eval/test/metrics.json", "x"),
+        ("run.json", "x"),
+    ):
+        (path / name).write_text(text)
+        with pytest.raises(ValueError) as error:
+            read_result(str(path))
+        assert str(path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+# --- Images ------------------------------------------------------------------
+
+
+def images(*shares):
+    matrices = [[[round(100 * s), 100 - round(100 * s)], [0, 100]] for s in shares]
+    names = tuple(f"image{n}" for n in range(len(shares)))
+    return PerImage(names, ("a", "b"), {"confusion": np.array(matrices)})
+
+
+def test_images_are_chosen_by_rule():
+    # Differences in the order of the names: +, 0, -, ++, -- .
+    ours = images(0.8, 0.5, 0.4, 0.9, 0.1)
+    other = images(0.6, 0.5, 0.6, 0.3, 0.9)
+    chosen = comparison.telling_images(ours, other)
+    assert {what: name for what, (name, _) in chosen.items()} == {
+        "largest gain": "image3",
+        "median": "image1",
+        "largest loss": "image4",
+    }
+    assert chosen["median"][1] == 0
+    assert chosen["largest gain"][1] > 0 > chosen["largest loss"][1]
+
+
+def test_ties_go_to_the_first_name():
+    same = images(0.5, 0.5, 0.5)
+    chosen = comparison.telling_images(same, same)
+    assert [name for name, _ in chosen.values()] == ["image0", "image1", "image2"]

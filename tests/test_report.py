@@ -1,0 +1,131 @@
+"""The page as a whole; its tables and pictures have tests of their own."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from ss_gan_tf.page import Pictures, Table
+from ss_gan_tf.report import write_report
+
+
+@pytest.fixture
+def runs(fake_run):
+    return [
+        fake_run("p0", [0.7, 0.6], arm="vgg16"),
+        fake_run("c0", [0.8, 0.7], lambda_adv=0.0),
+        fake_run("a0", [0.9, 0.7], gradient_ratio=0.25),
+    ]
+
+
+def section(sections, title):
+    (found,) = (s for s in sections if title in s.title)
+    return found.blocks
+
+
+def test_a_report_of_runs(runs, tmp_path):
+    out = tmp_path / "report"
+    sections = write_report(str(out), runs=runs, draw_panels=False)
+    page = (out / "report.html").read_text()
+    assert "What the adversary adds: camvid" in page
+    assert "a lead, not a result" in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    markdown = (out / "report.md").read_text()
+    for name in re.findall(r"\(pictures/(.+?)\)", markdown):
+        assert (out / "pictures" / name).stat().st_size > 100
+    drawn = [p.name for b in section(sections, "Training") for p in b.pictures]
+    assert drawn == ["camvid-vgg16-loss-loss-d.svg", "camvid-vgg16-val-miou.svg"]
+    for found in sections:
+        for block in found.blocks:
+            if isinstance(block, Table) and "differ" not in block.caption:
+                assert block.rows, block.caption
+
+
+def test_settings_that_differ_are_those_that_were_read(runs, tmp_path):
+    sections = write_report(str(tmp_path / "r"), runs=runs, draw_panels=False)
+    differ, shared, versions, machine = section(sections, "Settings")
+    assert list(map(list, differ.rows)) == [
+        ["lambda_adv", "0.0: control; 0.01: adversarial"],
+    ]
+    # Phase 1 read neither lambda nor ratio, the control not the ratio.
+    assert ["gradient_ratio", "0.25", "0.5"] in shared.rows
+    assert ["python", "3.11"] in versions.rows
+    assert {row[1] for row in machine.rows} == {"-"}
+
+
+def test_a_study_shows_its_machine_and_what_is_missing(runs, tmp_path):
+    study = {
+        "settings": {"last_validations": 3},
+        "machine": {"processor": "a processor", "cores": 2, "gpus": []},
+        "runs": {
+            "p0": {"role": "phase1", "status": "done", "trained": True},
+            "c0": {
+                "role": "control",
+                "status": "done",
+                "trained": True,
+                "train_seconds": 7200.0,
+            },
+            "a0": {"role": "adversarial", "status": "failed: exit code 1"},
+        },
+    }
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    sections = write_report(
+        str(tmp_path / "r"), study_dir=str(tmp_path), draw_panels=False
+    )
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "a processor" in page and "none" in page
+    assert "Against the control: not measured." in page
+    assert "Not finished: a0 (failed: exit code 1)." in page
+    table = section(sections, "Every run")[0]
+    assert ["vgg16 control, seed 0", "2.00"] in [[r[0], r[-1]] for r in table.rows]
+
+
+def test_val_stands_in_where_test_is_not_there(fake_run, tmp_path):
+    path = fake_run("a0", [0.9], kinds=("val",))
+    sections = write_report(str(tmp_path / "r"), runs=[path], draw_panels=False)
+    assert "on val" in section(sections, "Table 3")[0].caption
+
+
+def test_without_data_the_page_says_so(runs, tmp_path):
+    sections = write_report(str(tmp_path / "r"), runs=runs)
+    texts = [block.text for block in section(sections, "Fig. 6")]
+    assert "camvid, vgg16: no pictures, data set 'camvid' is not prepared" in texts[1]
+
+
+def test_pictures_are_those_of_the_rule(runs, tmp_path, monkeypatch):
+    import numpy as np
+
+    asked = []
+
+    def draw_panels(shown, split, names, data_dir):
+        asked.append((list(shown), split, names, data_dir))
+        tile = np.zeros([8, 8, 3], np.uint8)
+        return {name: [("image", tile), ("truth", tile)] for name in names}
+
+    monkeypatch.setattr("ss_gan_tf.panels.draw_panels", draw_panels)
+    sections = write_report(str(tmp_path / "r"), runs=runs, data_dir="DATA")
+    # image0 gains (0.9 against 0.8), image1 is the same: median and loss of two.
+    roles = ["phase1", "control", "adversarial"]
+    assert asked == [(roles, "test", ["image0", "image1"], "DATA")]
+    blocks = [b for b in section(sections, "Fig. 6") if isinstance(b, Pictures)]
+    assert [b.caption.split(", ")[3] for b in blocks] == [
+        "largest gain: image0",
+        "median: image1",
+        "largest loss: image1",
+    ]
+    assert [p.name[-6:] for p in blocks[0].pictures] == ["-0.jpg", "-1.png"]
+
+
+def test_what_cannot_be_reported_is_one_line(runs, tmp_path):
+    out = str(tmp_path / "r")
+    with pytest.raises(FileNotFoundError, match="no run here"):
+        write_report(out, runs=[str(tmp_path / "nowhere")])
+    with pytest.raises(FileNotFoundError, match="no study here"):
+        write_report(out, study_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="nothing to report"):
+        write_report(out)
+    pathlib.Path(runs[0], "run.json").write_text("x")
+    with pytest.raises(ValueError, match="not a run's description"):
+        write_report(out, runs=runs)
+    assert not pathlib.Path(out).exists()

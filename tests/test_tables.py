@@ -1,0 +1,137 @@
+"""Tables of a report, on runs that were never trained."""
+
+import dataclasses
+
+import pytest
+
+from ss_gan_tf.comparison import Comparison, read_result
+from ss_gan_tf.page import Table
+from ss_gan_tf.tables import Tables
+
+# IoU and mIoU of a share r of right pixels are r / (2 - r):
+# 0.9 -> 81.82, 0.8 -> 66.67, 0.7 -> 53.85, 0.5 -> 33.33.
+
+
+@pytest.fixture
+def tables(fake_run):
+    """Two seeds of vgg16: phase 1 0.7, control 0.8, adversarial 0.9 and 0.8."""
+    paths = [
+        fake_run("p0", [0.7] * 3, arm="vgg16"),
+        fake_run("c0", [0.8] * 3, lambda_adv=0.0),
+        fake_run("c1", [0.7] * 3, lambda_adv=0.0, seed=1),
+        fake_run("a0", [0.9] * 3),
+        fake_run("a1", [0.8] * 3, seed=1),
+    ]
+    return Tables(Comparison(map(read_result, paths)), "test")
+
+
+def rows(blocks):
+    """First cell -> the others, of all tables."""
+    tables = [block for block in blocks if isinstance(block, Table)]
+    return {row[0]: row[1:] for table in tables for row in table.rows}
+
+
+def test_table_3_has_paper_ours_and_difference(tables):
+    found = rows(tables.table3())
+    # (81.82 + 66.67) / 2 = 74.24, s = 15.15 / sqrt(2) = 10.71.
+    assert found["camvid: ours"] == [
+        "53.85 (1)",
+        "-",
+        "74.24 ± 10.71 (2)",
+        "-",
+        "60.26 ± 9.07 (2)",
+        "-",
+    ]
+    assert found["cityscapes: paper"][:4] == ["68.34", "75.85", "70.27", "77.40"]
+    assert set(found["cityscapes: ours"]) == {"-"}
+    assert "camvid: paper" not in found
+
+
+def test_differences_from_the_paper(fake_run):
+    path = fake_run("a", [0.9], dataset="cityscapes", arm="resnet50_g")
+    tables = Tables(Comparison([read_result(path)]), "test")
+    found = rows(tables.table3())
+    assert found["cityscapes: ours"][3] == "81.82 (1)"
+    assert found["cityscapes: difference"] == ["-"] * 3 + ["+4.42", "-", "-"]
+
+
+def test_table_4_takes_the_classes_of_the_data_set(fake_run):
+    path = fake_run("a", [0.9], dataset="cityscapes", arm="vgg16_g")
+    found = rows(Tables(Comparison([read_result(path)]), "test").table4())
+    # Of the paper's classes the stand-in has road, sky and car, its vehicle.
+    ours = ["81.82 (1)", "-", "-", "81.82 (1)", "-", "81.82 (1)"]
+    assert found["vgg16_g: ours"] == ours
+    assert found["vgg16_g: difference"][0] == "-14.82"  # 81.82 - 96.64
+    assert found["vgg16_g: paper"][0] == "96.64"
+    assert set(found["resnet50: ours"]) == {"-"}
+
+
+def test_gains_are_listed_by_seed_with_their_mean(tables):
+    (table,) = tables.gains()
+    control = [row[1:] for row in table.rows if row[0] == "the control"]
+    # 15.15 and 66.67 - 53.85 = 12.82: mean 13.99, s 1.65, standard error 1.17.
+    assert control[0] == ["0", "+15.15", "+15.15 to +15.15", "+15.15"]
+    assert control[1][:2] == ["1", "+12.82"]
+    assert control[2] == ["mean", "+13.99", "standard error 1.17", "+13.99"]
+    assert ["the entropy placebo", "-", "-", "-", "-"] in list(map(list, table.rows))
+
+
+def test_conclusions_are_those_of_the_rules(tables):
+    texts = [block.text for block in tables.conclusions()]
+    assert any(text.startswith("A gain over the control (+13.99") for text in texts)
+    assert any("Against phase 1: a lead, not a result" in text for text in texts)
+    assert not any("placebo" in text for text in texts)
+
+
+def test_unfair_pairs_get_no_conclusion(fake_run):
+    paths = fake_run("c", [0.8], lambda_adv=0.0, crop_size=320), fake_run("a", [0.9])
+    tables = Tables(Comparison(map(read_result, paths)), "test")
+    texts = [block.text for block in tables.conclusions()]
+    assert "Against the control: not comparable, the runs differ in crop_size too." in (
+        texts
+    )
+
+
+def test_every_run_and_missing_ones(tables):
+    found = rows(tables.runs())
+    mean = found["vgg16 adversarial, seed 0"]
+    # test, test-best, val, val-best, mean of two validations, steps, hours
+    assert mean == ["81.82", "81.82", "-", "-", "81.82", "40", "-"]
+    assert set(found["vgg16 phase1, seed 1"]) == {"-"}
+    assert "vgg16 entropy, seed 0" not in found
+
+
+def test_unfinished_runs_of_a_study_are_named(tables):
+    facts = {
+        "settings": {"last_validations": 2},
+        "runs": {"x": {"status": "failed: exit code 3"}, "y": {"status": "done"}},
+    }
+    blocks = Tables(tables.compared, "test", facts).runs()
+    assert blocks[1].text == "Not finished: x (failed: exit code 3)."
+    assert "mean of last 2" in blocks[0].header[5]
+
+
+def test_classes_show_the_gain_and_its_range(tables):
+    found = rows(tables.classes())
+    assert set(found) == {"sky", "road", "car"}
+    assert found["sky"][3:] == ["+13.99", "+12.82 to +15.15"]
+
+
+def test_full_metrics_or_a_dash(tables, fake_run):
+    assert set(rows(tables.full_metrics())["control"]) == {"-"}
+    result = read_result(fake_run("full", [0.9]))
+    result.metrics["test"] |= {
+        "boundary": {"mean_iou": 0.5, "mean_f1": None},
+        "granulation": {"specks": 2.5},
+        "calibration": {"ece": 0.125},
+    }
+    found = rows(Tables(Comparison([result]), "test").full_metrics())
+    expected = ["50.00", "-", "-", "-", "2.50", "-", "-", "-", "12.50"]
+    assert found["adversarial"] == expected
+
+
+def test_partial_data_sets_are_marked(tables):
+    result = tables.compared.runs[0]
+    metrics = {"test": result.metrics["test"] | {"partial": True}}
+    partial = Comparison([dataclasses.replace(result, metrics=metrics)])
+    assert "camvid (partial): ours" in rows(Tables(partial, "test").table3())
