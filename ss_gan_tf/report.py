@@ -265,7 +265,7 @@ def _settings(tables: Tables) -> list:
         [name.replace("_", " "), _words(machine.get(name))]
         for name in ("processor", "cores", "memory_kb", "gpus", "system", "commit")
     ]
-    blocks.append(Table("Machine of the study", ["", ""], rows, True))
+    blocks.append(Table("Machine of the study", ["what", "value"], rows, True))
     partial = [d for d in dict(tables.groups) if tables.is_partial(d)]
     if partial:
         blocks.append(
