@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
     },
-    "train_step": {"adversary", "losses"},
+    "train_step": {"adversary", "losses", "micro_batches"},
     # networks
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "micro_batches": set(),
     "resampling": set(),
     "visualize": set(),
 }  # fmt: skip
