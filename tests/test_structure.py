@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
     },
-    "train_step": {"adversary", "losses"},
+    "train_step": {"adversary", "losses", "micro_batches"},
     # many runs, and what they say together
     "study": {"config", "machine", "results"},
     "results": {"config", "summaries"},
@@ -71,6 +71,7 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
     "resampling": set(),
