@@ -15,11 +15,11 @@ import numpy as np
 
 from ss_gan_tf import checkpoints, metrics, results
 from ss_gan_tf.bootstrap import paired_difference, seed_spread
-from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.per_image import PerImage, read_per_image
 
 # In what a fair pair may differ: A's own settings, and what changes no weight.
-MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *BOOKKEEPING}
+MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *BOOKKEEPING, *EXECUTION}
 
 
 # --- Runs --------------------------------------------------------------------

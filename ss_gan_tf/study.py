@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ss_gan_tf import results
-from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
 
@@ -278,11 +278,11 @@ def _open(settings, workdir) -> dict[str, Any]:
         old = read_study(workdir)
     except FileNotFoundError:
         return study
-    before = Config(**old["settings"]["config"])
+    before = Config.from_json(json.dumps(old["settings"]["config"]))
     differences = [
         f"{name}={there!r} there, {here!r} now"
         for name, here in dataclasses.asdict(settings.config).items()
-        if name not in (*BOOKKEEPING, *RESERVED)
+        if name not in (*BOOKKEEPING, *EXECUTION, *RESERVED)
         and (there := getattr(before, name)) != here
     ]
     differences += [
