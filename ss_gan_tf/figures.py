@@ -63,6 +63,10 @@ def draw_curves(
             value, meaning = landmark
             axes.axhline(value, color="#9ca3af", linewidth=0.8, label=meaning)
         axes.set(title=title, xlabel="step", ylabel=unit)
+        low, high = axes.get_ylim()
+        if high - low < 0.02 * abs(high):  # rounding is not a curve
+            axes.set_ylim(0.9 * low, 1.1 * high)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e5e7eb", linewidth=0.6)
         axes.legend(frameon=False, fontsize=7.5)
@@ -89,7 +93,7 @@ def draw_gains(rows: Sequence[tuple[str, float, Interval]], title: str) -> bytes
             axes.plot(points, height, "o", color="#0072b2", markersize=5)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.invert_yaxis()
-        axes.set(title=title, xlabel="points of mIoU, with 95 % interval over images")
+        axes.set(title=title, xlabel="points of mIoU")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
         return _svg(figure)

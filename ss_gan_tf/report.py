@@ -13,7 +13,7 @@ from ss_gan_tf import comparison, figures, panels, results, study, summaries
 from ss_gan_tf.comparison import Comparison
 from ss_gan_tf.config import PRESETS, Config
 from ss_gan_tf.page import Picture, Pictures, Section, Table, Text, write_page
-from ss_gan_tf.tables import DASH, WORDS, Tables
+from ss_gan_tf.tables import DASH, Tables
 
 # Tag of TensorBoard, title, unit, value with a meaning, what it says.
 CURVES = (
@@ -122,17 +122,19 @@ def _gain_pictures(tables: Tables) -> list:
     pictures = []
     for group in tables.groups:
         rows = [
-            (f"{WORDS[role]}, seed {gain.seed}", gain.points, gain.interval)
+            (f"{role.replace('_', ' ')}, seed {gain.seed}", gain.points, gain.interval)
             for role in results.ROLES
             for gain in tables.compared.gains(group, role, tables.split)
             if role != "adversarial"
         ]
         if rows:
-            title = f"Over, {tables.name(group)}, {tables.split}"
-            drawn = figures.draw_gains(rows, title)
-            caption = "Right of the line the adversarial arm is better."
+            drawn = figures.draw_gains(rows, f"{tables.name(group)}, {tables.split}")
+            caption = (
+                "Right of the line the adversarial arm is better than the run that is "
+                "named; the bar is the 95 % interval over images."
+            )
             pictures.append(Picture(f"{_slug(*group)}-gains.svg", caption, drawn))
-    return [Pictures("Gains over", pictures, large=True)] if pictures else []
+    return [Pictures("Gain of mIoU over", pictures, large=True)] if pictures else []
 
 
 def _curves(tables: Tables) -> list:

@@ -1,0 +1,113 @@
+"""The study's flags, and the real programs: stopped, continued, reported."""
+
+import functools
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from experiments import study
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(monkeypatch, tiny_data):
+    """Parses an argument list into the study's settings, on flags of its own."""
+
+    def settings(*arguments):
+        values = flags.FlagValues()
+        with monkeypatch.context() as patch:
+            for name in ("enum", "bool", "integer", "float", "string", "list"):
+                define = getattr(flags, f"DEFINE_{name}")
+                define = functools.partial(define, flag_values=values)
+                patch.setattr(flags, f"DEFINE_{name}", define)
+            study.define_flags()
+        monkeypatch.setattr("experiments.study.FLAGS", values)
+        monkeypatch.setattr("experiments.flags.FLAGS", values)
+        values(["study", f"--data_dir={tiny_data}", "--workdir=W", *arguments])
+        return study.settings_from_flags()
+
+    return settings
+
+
+def test_flags_of_the_train_program_are_passed_on(settings):
+    found = settings("--phase2_steps=300", "--noflip", "--eval_scales=0.5,1")
+    assert set(found.flags) == {
+        "--preset=recommended",
+        "--phase2_steps=300",
+        "--noflip",
+        "--eval_scales=0.5,1",
+    }
+    assert found.config.phase2_steps == 300 and found.config.scale_max == 2
+    assert found.splits == ("test", "val") and found.backbones == ("vgg16", "resnet50")
+    assert settings("--preset=smoke", "--seeds=2").flags == ("--preset=smoke",)
+
+
+def test_what_the_study_chooses_itself_is_refused(settings):
+    for flag in ("--arm=vgg16", "--seed=3", "--init_generator=X", "--placebo=entropy"):
+        with pytest.raises(ValueError, match="the study chooses it itself"):
+            settings(flag)
+    with pytest.raises(ValueError, match="no split 'nowhere'"):
+        settings("--eval_splits=nowhere")
+    with pytest.raises(FileNotFoundError, match="is not prepared"):
+        settings("--dataset=camvid")
+
+
+@pytest.mark.slow
+def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
+    workdir, page = tmp_path / "study", tmp_path / "report" / "report.html"
+    program = [sys.executable, "-m", "experiments.study", f"--data_dir={tiny_data}"]
+    program += [f"--workdir={workdir}", "--dataset=synthetic", "--preset=smoke"]
+    program += ["--seeds=1", "--arms=vgg16", "--width=0.03125", "--crop_size=64"]
+    program += ["--batch_size=2", "--phase1_steps=4", "--phase2_steps=4"]
+    program += ["--adversary_warmup_steps=2", "--eval_every=2", "--log_every=2"]
+    program += ["--panels=0", "--eval_splits=val"]
+    run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as one:
+        for line in one.stdout:
+            if line.startswith("2 of 3") and "starts" in line:
+                one.send_signal(signal.SIGTERM)
+    assert one.returncode == 1
+    trained = json.loads((workdir / "study.json").read_text())["runs"]
+    assert trained["seed0/vgg16/phase1"]["status"] == "done"
+    # The program that was running has been ended with the study.
+    running = run(["ps", "-eo", "args"]).stdout
+    assert f"--workdir={workdir}" not in running
+
+    done = run(program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 3" not in done.stdout
+    runs = json.loads((workdir / "study.json").read_text())["runs"]
+    assert {entry["status"] for entry in runs.values()} == {"done"}
+    assert runs["seed0/vgg16/phase1"] == trained["seed0/vgg16/phase1"]
+    assert runs["seed0/vgg16/control"]["validations"]["steps"] == [2, 4]
+    assert "boundary" in runs["seed0/vgg16/control"]["metrics"]["val"]
+
+    report = [sys.executable, "-m", "experiments.report", f"--study={workdir}"]
+    done = run([*report, f"--output_dir={page.parent}"])
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert "a lead, not a result" in text
+    pictures = re.findall(r"<img src=\"data:image/(\w+)", text)
+    # Gains and four curves; at most three images of image, truth, three predictions
+    # and three errors each.
+    assert pictures.count("svg") == 5 and pictures.count("jpeg") in (1, 2, 3)
+    assert pictures.count("png") == 7 * pictures.count("jpeg")
+
+
+def test_a_report_of_nothing_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.report", "--output_dir=R"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: name runs (--runs=")
