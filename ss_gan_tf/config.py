@@ -76,8 +76,11 @@ class Config:
     adversary_warmup_steps: int = 0  # A alone, before phase 2
     weight_decay: float = 0.0  # decoupled, on G; none stated
     gradient_clip_norm: float = 0.0  # global norm on G, 0 is off; none stated
-    precision: str = "float32"  # float32 | mixed_bfloat16; losses stay in float32
-    jit_compile: bool = False  # compile the steps with XLA
+    precision: str = "float32"  # or mixed_bfloat16, mixed_float16; losses in float32
+
+    # --- Execution -----------------------------------------------------------
+    jit_compile: str = "auto"  # XLA: auto (on GPUs) | on | off
+    accumulate_steps: int = 1  # parts of a batch, one after the other; divide it
 
     # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
     eval_mode: str = "whole"  # whole | sliding; silent
@@ -111,6 +114,12 @@ class Config:
             "scale_min",
             self.scale_min,
             f"must not exceed scale_max={self.scale_max}",
+        )
+        _require(
+            self.batch_size % self.accumulate_steps == 0,
+            "accumulate_steps",
+            self.accumulate_steps,
+            f"must divide batch_size={self.batch_size}",
         )
         _require(
             0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
@@ -211,6 +220,8 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
             raise ValueError(f"config: unknown fields {sorted(set(values) - known)}")
+        if isinstance(values.get("jit_compile"), bool):  # a switch once
+            values["jit_compile"] = "on" if values["jit_compile"] else "off"
         return cls(**values)
 
 
@@ -227,7 +238,8 @@ CHOICES = {
     "adversarial_form": ("saturating", "nonsaturating"),
     "adversarial_weighting": ("fixed", "gradient_ratio"),
     "adversary_optimizer": ("momentum", "adam"),
-    "precision": ("float32", "mixed_bfloat16"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "jit_compile": ("auto", "on", "off"),
     "eval_mode": ("whole", "sliding"),
     "eval_metrics": ("basic", "full"),
 }
@@ -256,6 +268,7 @@ RANGES = {
     "adversary_warmup_steps": (0, 10**9),
     "weight_decay": (0.0, 1.0),
     "gradient_clip_norm": (0.0, 1e6),
+    "accumulate_steps": (1, 4096),
     "eval_window": (32, 8192),
     "eval_overlap": (0.0, 0.95),
     "eval_limit": (0, 10**9),
@@ -265,6 +278,10 @@ RANGES = {
     "keep_checkpoints": (1, 1000),
     "panels": (0, 64),
 }
+
+# Fields that change how a step is computed: its numbers within rounding, the draws of
+# dropout, and what batch normalisation that trains sees at a time.
+EXECUTION = ("jit_compile", "accumulate_steps")
 
 # Fields that change what is written and when, but no weight.
 BOOKKEEPING = (

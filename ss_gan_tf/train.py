@@ -76,9 +76,11 @@ def train(
     if resumes:
         old = checkpoints.read_run(workdir)
         fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
+        fields["provenance"] = old.provenance | {"execution": _execution(config)}
         checkpoints.write_run(dataclasses.replace(old, **fields))
     else:
         _describe_run(config, data, data_dir, workdir, networks, weights)
+    _LOG.info("execution: %s", _execution(config))
     plan = stages.make_stages(config, networks, data.ignore_label)
 
     # --- Loop ----------------------------------------------------------------
@@ -384,6 +386,7 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             ignore_label=data.ignore_label,
             provenance={
                 "weights": weights,
+                "execution": _execution(config),
                 "versions": {
                     "ss_gan_tf": __version__,
                     "python": platform.python_version(),
@@ -397,6 +400,13 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             },
         )
     )
+
+
+def _execution(config) -> dict:
+    """How the steps of this start are computed."""
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    devices = [d.name for d in tf.config.list_logical_devices(kind)]
+    return {"xla": stages.compiles(config), "devices": devices}
 
 
 def _version(package):

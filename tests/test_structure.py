@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
     },
-    "train_step": {"adversary", "losses"},
+    "train_step": {"adversary", "losses", "micro_batches"},
     # networks
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
     "resampling": set(),
