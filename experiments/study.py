@@ -65,7 +65,7 @@ def settings_from_flags() -> study.Settings:
         config=config,
         flags=(
             f"--preset={FLAGS.preset}",
-            *(FLAGS[name].serialize() for name in given if FLAGS[name].present),
+            *(_as_given(name) for name in given if FLAGS[name].present),
         ),
         data_dir=FLAGS.data_dir,
         seeds=FLAGS.seeds,
@@ -76,6 +76,14 @@ def settings_from_flags() -> study.Settings:
         # The report's tables of outlines and granulation; training may do without.
         evaluate_flags=("--eval_metrics=full",),
     )
+
+
+def _as_given(name: str) -> str:
+    """A flag as a word of a command line."""
+    value = FLAGS[name].value
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={','.join(value) if isinstance(value, list) else value}"
 
 
 def main(argv):

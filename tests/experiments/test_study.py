@@ -23,7 +23,7 @@ def settings(monkeypatch, tiny_data):
     def settings(*arguments):
         values = flags.FlagValues()
         with monkeypatch.context() as patch:
-            for name in ("enum", "bool", "integer", "float", "string", "list"):
+            for name in ("enum", "bool", "flag", "integer", "float", "string", "list"):
                 define = getattr(flags, f"DEFINE_{name}")
                 define = functools.partial(define, flag_values=values)
                 patch.setattr(flags, f"DEFINE_{name}", define)
@@ -46,6 +46,7 @@ def test_flags_of_the_train_program_are_passed_on(settings):
     }
     assert found.config.phase2_steps == 300 and found.config.scale_max == 2
     assert found.splits == ("test", "val") and found.backbones == ("vgg16", "resnet50")
+    assert "--jit_compile=off" in settings("--nojit_compile").flags
     assert settings("--preset=smoke", "--seeds=2").flags == ("--preset=smoke",)
 
 
