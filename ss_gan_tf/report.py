@@ -199,7 +199,9 @@ def _panels(tables: Tables, group, data_dir) -> list:
         return [
             Text(
                 f"{tables.name(group)}: no pictures, because adversarial arm and "
-                f"control have no counts of each image on {tables.split}."
+                f"control have no counts of each image on {tables.split}: "
+                f"python -m experiments.evaluate --workdir=RUN --split={tables.split} "
+                "writes them."
             )
         ]
     chosen = comparison.telling_images(

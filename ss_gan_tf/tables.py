@@ -343,12 +343,14 @@ def _place(column: str) -> tuple[str, str]:
 
 def _run_row(result: Result, kinds, count) -> list[str]:
     config = result.config
-    mean = results.last_validations(result.run.workdir, count)["mean"]
+    last = results.last_validations(result.run.workdir, count)
     steps = config.phase2_steps if config.uses_phase2 else config.phase1_steps
     hours = result.train_seconds and result.train_seconds / 3600
     name = f"{config.backbone} {result.role.replace('_', ' ')}, seed {config.seed}"
-    mious = [result.miou(kind) for kind in kinds] + [mean]
+    mious = [result.miou(kind) for kind in kinds] + [last["mean"]]
     cells = [_number(None if value is None else 100 * value) for value in mious]
+    if 0 < last["count"] < count:
+        cells[-1] += f" (of {last['count']})"
     return [name, *cells, f"{steps:,}", _number(hours)]
 
 
