@@ -91,14 +91,13 @@ def augmented(
             `input_pipeline.train_batches`.
 
     Yields:
-        image [S, S, 3] uint8, label [S, S] int32.
+        image [S, S, 3] uint8, label [S, S] uint8.
     """
     batches = input_pipeline.train_batches(
         prepared,
         split,
         batch_size=1,
         pad_color=PADDING,
-        normalize=lambda image: tf.cast(tf.round(image), tf.uint8),
         seed=seed,
         num_examples=count,
         **augmentation,

@@ -25,7 +25,12 @@ from ss_gan_tf.config import BOOKKEEPING, Config
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.inference import make_predictor
-from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
+from ss_gan_tf.input_pipeline import (
+    eval_examples,
+    open_dataset,
+    to_model,
+    train_batches,
+)
 from ss_gan_tf.per_image import write_per_image
 from ss_gan_tf.profiling import ProfileWindow
 
@@ -165,9 +170,7 @@ class _Training:
             # The warm-up leaves G's steps uncounted: 0 is in no window.
             number = stage.first_step + step if stage.updates_generator else 0
             with self.profile.step(number):
-                # Normalised here: it costs nothing on the device, and among tf.data's
-                # threads as much as decoding.
-                scalars = stage.step(normalize(batch["image"]), batch["label"])
+                scalars = stage.step(*to_model(batch, normalize))
             self.position.step.assign(step)
             is_last = step == stage.num_steps
             evaluates = stage.updates_generator and (
