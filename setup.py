@@ -29,6 +29,7 @@ TEST = [
     "hypothesis>=6.115",
     "pytest>=8.3",
 ]
+PEERS = ["torch>=2.6"]
 
 setup(
     name="ss_gan_tf",
@@ -58,6 +59,8 @@ setup(
         "cpu": CPU,
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "test": TEST,
+        # What experiments.benchmark compares with.
+        "peers": PEERS,
         # cityscapesscripts is the benchmark's own metric, which ours is held against.
         "dev": [*TEST, "cityscapesscripts>=2.3", "ruff==0.17.*"],
     },

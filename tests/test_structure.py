@@ -261,7 +261,14 @@ def test_every_import_is_declared_and_every_requirement_is_used(metadata):
     foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES)
     assert "tensorflow" in foreign
     used = {DISTRIBUTIONS.get(name, name) for name in foreign - {"tensorflow"}}
-    assert distributions(metadata["install_requires"]) == used | BEHIND_THE_SCENES
+    optional = {
+        name
+        for extra in ("peers",)
+        for name in distributions(metadata["extras_require"][extra])
+    }
+    assert optional <= used, "an extra that nothing imports"
+    required = used - optional | BEHIND_THE_SCENES
+    assert distributions(metadata["install_requires"]) == required
 
 
 def test_tensorflow_is_a_choice_of_extras(metadata):
