@@ -5,10 +5,13 @@ once, A before G. Images and maps are [B, C, H, W], labels [B, H, W].
 """
 
 import contextlib
+import os
 
 import torch
 import torch.nn.functional as F
 
+from experiments.benchmarks import torch_networks
+from experiments.benchmarks.step import drawn_batch
 from experiments.benchmarks.torch_networks import area_pool
 
 
@@ -123,3 +126,36 @@ def valid_cells(label, ignore_label, verdicts):
     """[B, S, S]: cells that hold a labelled pixel."""
     valid = (label != ignore_label).float()[:, None]
     return area_pool(valid, verdicts.shape[1:])[:, 0] > 0
+
+
+# --- What a worker does ------------------------------------------------------
+
+
+def build_peer(settings):
+    """The peer's steps by phase, on the batch that ours sees."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    backbone = settings["arm"].removesuffix("_g")
+    sizes = (backbone, settings["num_classes"], settings["width"])
+    generator = torch_networks.build_generator(*sizes)
+    compiled = generator
+    if settings["library"] == "torch.compile":
+        compiled = torch.compile(generator)
+    weights = [weight for weight in generator.parameters() if weight.requires_grad]
+    adam = torch.optim.Adam(weights, 1e-4, eps=1e-7, fused=True)
+    bfloat16 = settings["precision"] == "mixed_bfloat16"
+    steps = {}
+    if "phase1" in settings["phases"]:
+        steps["phase1"] = make_segmentation_step(compiled, adam, bfloat16=bfloat16)
+    if "adversarial" in settings["phases"]:
+        extractor, adversary = torch_networks.build_adversary(*sizes)
+        momentum = torch.optim.SGD(adversary.parameters(), 3e-4, 0.9, fused=True)
+        steps["adversarial"] = make_adversarial_step(
+            compiled, adversary, extractor, adam, momentum, bfloat16=bfloat16
+        )
+    image, label = drawn_batch(settings)
+    # A view of [B, H, W, 3]: channels last already.
+    image = torch.from_numpy(image).permute(0, 3, 1, 2)
+    label = torch.from_numpy(label).long()
+    return {
+        phase: lambda step=step: step(image, label) for phase, step in steps.items()
+    }
