@@ -17,6 +17,9 @@ from ss_gan_tf.config import CHOICES, PRESETS, Config
 
 FLAGS = flags.FLAGS
 
+# Fields that were switches: --NAME is on, --noNAME off, true and false are understood.
+SWITCHES = ("jit_compile",)
+
 
 def define_config_flags():
     """Defines --preset and a flag for every field of Config."""
@@ -24,7 +27,12 @@ def define_config_flags():
     comments = _field_comments()
     for field in dataclasses.fields(Config):
         text = f"{comments.get(field.name, '')} (default {field.default!r})"
-        if field.name in CHOICES:
+        if field.name in SWITCHES:
+            parser = _SwitchParser(CHOICES[field.name])
+            flags.DEFINE_flag(
+                flags.Flag(parser, None, field.name, None, text, boolean=True)
+            )
+        elif field.name in CHOICES:
             flags.DEFINE_enum(field.name, None, CHOICES[field.name], text)
         elif field.type is bool:
             flags.DEFINE_bool(field.name, None, text)
@@ -83,6 +91,16 @@ def parse_numbers(name: str, words: Sequence[str], kind: type) -> tuple:
     except ValueError as error:
         rule = "must be integers" if kind is int else "must be numbers"
         raise ValueError(f"{name}={','.join(words)}: {rule}") from error
+
+
+class _SwitchParser(flags.EnumParser):
+    """One of the choices, or what a switch may say for `on` and `off`."""
+
+    def parse(self, argument: str) -> str:
+        """The choice that a word stands for."""
+        words = {"true": "on", "1": "on", "false": "off", "0": "off"}
+        word = str(argument).lower()
+        return super().parse(words.get(word, word))
 
 
 def _field_comments() -> dict[str, str]:

@@ -127,7 +127,7 @@ def _conv(x, filters, number):
 
 
 def judge(
-    adversary: keras.Model, label_map: tf.Tensor, features: tf.Tensor | None
+    adversary: keras.Model, label_map: tf.Tensor, features: tf.Tensor | None = None
 ) -> tf.Tensor:
     """A's verdicts on one kind of map.
 

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from ss_gan_tf.backbones import load_imagenet
-from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.generator import build_generator
 
 PHASES = ("phase1", "phase2")
@@ -77,7 +77,7 @@ def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
 
     Raises:
         ValueError: the folder holds a run of other classes or other settings than
-            bookkeeping ones; the message names each with both values.
+            those of bookkeeping and execution; the message names each with both values.
     """
     old = read_run(workdir)
     if old.class_names != tuple(class_names):
@@ -90,7 +90,7 @@ def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
         f"{field.name}={getattr(old.config, field.name)!r} there, "
         f"{getattr(config, field.name)!r} now"
         for field in dataclasses.fields(Config)
-        if field.name not in BOOKKEEPING
+        if field.name not in BOOKKEEPING + EXECUTION
         and getattr(old.config, field.name) != getattr(config, field.name)
     ]
     if differences:

@@ -76,8 +76,11 @@ class Config:
     adversary_warmup_steps: int = 0  # A alone, before phase 2
     weight_decay: float = 0.0  # decoupled, on G; none stated
     gradient_clip_norm: float = 0.0  # global norm on G, 0 is off; none stated
-    precision: str = "float32"  # float32 | mixed_bfloat16; losses stay in float32
-    jit_compile: bool = False  # compile the steps with XLA
+    precision: str = "float32"  # or mixed_bfloat16, mixed_float16; losses in float32
+
+    # --- Execution -----------------------------------------------------------
+    jit_compile: str = "auto"  # XLA: auto (on GPUs) | on | off
+    accumulate_steps: int = 1  # parts of a batch, one after the other; divide it
 
     # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
     eval_mode: str = "whole"  # whole | sliding; silent
@@ -86,6 +89,7 @@ class Config:
     eval_scales: tuple[float, ...] = (1.0,)  # shares of the size, averaged; silent
     eval_flip: bool = False  # average with the mirror image too; silent
     eval_limit: int = 0  # validation images during training, 0 is all
+    eval_metrics: str = "basic"  # basic (eq. 8) | full: outlines, granulation, ECE
 
     # --- Bookkeeping ---------------------------------------------------------
     log_every: int = 50  # steps between scalars
@@ -93,10 +97,12 @@ class Config:
     save_every: int = 2_500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest full checkpoints that stay on disk
     panels: int = 4  # validation images shown in TensorBoard
+    profile_steps: tuple[int, ...] = ()  # first,last step of G that is profiled
 
     def __post_init__(self):
         object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
         object.__setattr__(self, "eval_scales", tuple(map(float, self.eval_scales)))
+        object.__setattr__(self, "profile_steps", tuple(self.profile_steps))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -108,6 +114,12 @@ class Config:
             "scale_min",
             self.scale_min,
             f"must not exceed scale_max={self.scale_max}",
+        )
+        _require(
+            self.batch_size % self.accumulate_steps == 0,
+            "accumulate_steps",
+            self.accumulate_steps,
+            f"must divide batch_size={self.batch_size}",
         )
         _require(
             0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
@@ -125,6 +137,14 @@ class Config:
         )
         _require(
             self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
+        )
+        _require(
+            not self.profile_steps
+            or len(self.profile_steps) == 2
+            and 1 <= self.profile_steps[0] <= self.profile_steps[1],
+            "profile_steps",
+            self.profile_steps,
+            "must be empty, or two steps FIRST,LAST with 1 <= FIRST <= LAST",
         )
         if self.lambda_adv == 0:
             _require(
@@ -200,6 +220,8 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
             raise ValueError(f"config: unknown fields {sorted(set(values) - known)}")
+        if isinstance(values.get("jit_compile"), bool):  # a switch once
+            values["jit_compile"] = "on" if values["jit_compile"] else "off"
         return cls(**values)
 
 
@@ -216,8 +238,10 @@ CHOICES = {
     "adversarial_form": ("saturating", "nonsaturating"),
     "adversarial_weighting": ("fixed", "gradient_ratio"),
     "adversary_optimizer": ("momentum", "adam"),
-    "precision": ("float32", "mixed_bfloat16"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "jit_compile": ("auto", "on", "off"),
     "eval_mode": ("whole", "sliding"),
+    "eval_metrics": ("basic", "full"),
 }
 
 RANGES = {
@@ -244,6 +268,7 @@ RANGES = {
     "adversary_warmup_steps": (0, 10**9),
     "weight_decay": (0.0, 1.0),
     "gradient_clip_norm": (0.0, 1e6),
+    "accumulate_steps": (1, 4096),
     "eval_window": (32, 8192),
     "eval_overlap": (0.0, 0.95),
     "eval_limit": (0, 10**9),
@@ -254,6 +279,10 @@ RANGES = {
     "panels": (0, 64),
 }
 
+# Fields that change how a step is computed: its numbers within rounding, the draws of
+# dropout, and what batch normalisation that trains sees at a time.
+EXECUTION = ("jit_compile", "accumulate_steps")
+
 # Fields that change what is written and when, but no weight.
 BOOKKEEPING = (
     "eval_mode",
@@ -262,11 +291,13 @@ BOOKKEEPING = (
     "eval_scales",
     "eval_flip",
     "eval_limit",
+    "eval_metrics",
     "log_every",
     "eval_every",
     "save_every",
     "keep_checkpoints",
     "panels",
+    "profile_steps",
 )
 
 PRESETS = {

@@ -16,13 +16,13 @@ import tensorflow as tf
 class DilatedConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`, same numbers and weights, dilated by the device.
 
-    Where the device cannot differentiate it (a CPU build without oneDNN), Keras' way
-    is taken.
+    Where the device cannot differentiate it (a CPU build without oneDNN, float16 on
+    CPUs), Keras' way is taken.
     """
 
     def convolution_op(self, inputs, kernel):
         """[B, H, W, F] and [k, k, F, F'] -> [B, H', W', F'], without the bias."""
-        if not _device_differentiates_dilation():
+        if not _device_differentiates_dilation(inputs.dtype):
             return super().convolution_op(inputs, kernel)
         return tf.nn.conv2d(
             inputs,
@@ -34,8 +34,10 @@ class DilatedConv2D(keras.layers.Conv2D):
 
 
 @functools.cache
-def _device_differentiates_dilation() -> bool:
+def _device_differentiates_dilation(dtype: tf.DType) -> bool:
     """Whether the kernels of both gradients exist here, found out by calling them."""
+    if dtype == tf.float16 and not tf.config.list_logical_devices("GPU"):
+        return False  # which kernel a CPU takes depends on the shapes
     with tf.init_scope():
         image, kernel = tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1])
         try:

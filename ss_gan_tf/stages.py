@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf import checkpoints, losses, train_step
@@ -94,15 +95,33 @@ def _add_adversary(networks, config, num_classes):
         if config.adversary_optimizer == "adam"
         else keras.optimizers.SGD(config.adversary_lr, 0.9, name="adversary_momentum")
     )
+    if config.precision == "mixed_float16":
+        networks.adversary_optimizer = keras.optimizers.LossScaleOptimizer(
+            networks.adversary_optimizer, name="adversary_loss_scale"
+        )
 
 
 def _generator_optimizer(config):
-    return keras.optimizers.Adam(
+    optimizer = keras.optimizers.Adam(
         config.phase1_lr,
         weight_decay=config.weight_decay or None,
         global_clipnorm=config.gradient_clip_norm or None,
         name="generator_adam",
     )
+    if config.precision != "mixed_float16":
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer, name="generator_loss_scale")
+
+
+def compiles(config: Config) -> bool:
+    """Whether the steps go through XLA: `jit_compile`, its `auto` resolved here.
+
+    `auto` is on where a GPU is seen and off on CPUs, where dilated convolutions are
+    slower under XLA and VGG16 gains little.
+    """
+    if config.jit_compile == "auto":
+        return bool(tf.config.list_logical_devices("GPU"))
+    return config.jit_compile == "on"
 
 
 # --- Stages ------------------------------------------------------------------
@@ -135,7 +154,11 @@ def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[S
         phase1 (unless G starts from another run), warmup (where A wants one), phase2
         (for the arms that have it).
     """
-    common = {"ignore_label": ignore_label, "jit_compile": config.jit_compile}
+    common = {
+        "ignore_label": ignore_label,
+        "accumulate_steps": config.accumulate_steps,
+        "jit_compile": compiles(config),
+    }
     stages = []
     if not config.init_generator:
         step = train_step.make_segmentation_step(
@@ -240,7 +263,11 @@ def seed_dropout(generator: keras.Model, seed: int, stage: str, step: int):
 
 
 def reset_optimizer(optimizer: keras.optimizers.Optimizer):
-    """Fresh state: iterations and slots 0; the rate is set by the next step."""
+    """Fresh state: iterations and slots 0; the rate is set by the next step.
+
+    A loss scale stays: it fits the numbers of the network, not the rate.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     for variable in optimizer.variables:
         if variable is not optimizer.learning_rate:
             variable.assign(np.zeros(variable.shape, variable.dtype))

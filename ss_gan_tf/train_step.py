@@ -5,6 +5,16 @@
 returns a `tf.function(image, label) -> dict of scalars` and works with any Keras
 models of the stated shapes: image [B, H, W, 3] as the generator wants it, label
 [B, H, W] int32 ids or `ignore_label`.
+
+With `accumulate_steps` = N a step goes through its batch in N parts and makes the one
+update of the whole batch: eq. 4 and 6 are means over images, so the parts' gradients
+add up to the batch's, and the norms at G's logits are those of the whole batch. What
+differs beyond rounding: dropout draws other masks, and batch normalisation that trains
+sees a part at a time.
+
+Under mixed_float16 an optimizer is a `keras.optimizers.LossScaleOptimizer`: its scale
+multiplies what is sent back, an overflow skips its update alone, and every scalar that
+a step returns is without the scale.
 """
 
 from collections.abc import Callable
@@ -14,6 +24,7 @@ import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf import losses
+from ss_gan_tf.micro_batches import in_parts
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
 Step = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
@@ -27,6 +38,7 @@ def make_segmentation_step(
     *,
     learning_rate: Schedule | None = None,
     ignore_label: int = 255,
+    accumulate_steps: int = 1,
     jit_compile: bool = False,
 ) -> Step:
     """G alone on eq. 4.
@@ -36,23 +48,36 @@ def make_segmentation_step(
         optimizer: of G.
         learning_rate: optimizer.iterations -> rate; None leaves the optimizer's own.
         ignore_label: id of unlabelled pixels.
+        accumulate_steps: parts in which the batch is computed; they divide B.
         jit_compile: compile the step with XLA.
 
     Returns:
         The step.
     """
-    optimizer.build(generator.trainable_variables)
+    variables = generator.trainable_variables
+    optimizer.build(variables)
+    share = 1.0 / accumulate_steps
+
+    def segmentation_part(image, label):
+        passed = _forward(generator, image)
+        segmentation, gradient = _segmentation_at_logits(
+            passed[0], label, ignore_label, share
+        )
+        gradients = _backward(generator, optimizer, passed, gradient, share)
+        return (), (segmentation, gradients)
 
     @tf.function(jit_compile=jit_compile)
     def segmentation_step(image, label):
-        with tf.GradientTape() as through_generator:
-            logits, regularization = _forward(generator, image)
-        segmentation, gradient = _segmentation_at_logits(logits, label, ignore_label)
-        rate = _set_rate(optimizer, learning_rate, optimizer.iterations)
-        _update_generator(
-            generator, optimizer, through_generator, logits, regularization, gradient
+        _, (segmentation, gradients) = in_parts(
+            segmentation_part,
+            accumulate_steps,
+            (image, label),
+            total=(tf.constant(0.0), variables),
         )
-        return {"loss/mce": segmentation, "learning_rate/generator": rate}
+        rate = _set_rate(optimizer, learning_rate, optimizer.iterations)
+        optimizer.apply(gradients, variables)
+        scalars = {"loss/mce": segmentation, "learning_rate/generator": rate}
+        return scalars | _loss_scale("generator", optimizer)
 
     return segmentation_step
 
@@ -77,13 +102,15 @@ def make_adversarial_step(
     generator_lr: Schedule | None = None,
     adversary_lr: Schedule | None = None,
     ignore_label: int = 255,
+    accumulate_steps: int = 1,
     jit_compile: bool = False,
 ) -> Step:
     """One update of A, then one of G, on the same batch with one forward of G.
 
     A sees eq. 1-2's maps and takes eq. 6; G takes eq. 3 against the updated A. The
     gradient of eq. 3 is formed at G's logits, where the norms of its two parts are
-    compared, and then sent through G once.
+    compared, and then sent through G once. In several parts nothing but the logits
+    and A's features outlives A's update, and G's forward pass is done a second time.
 
     Args:
         generator: image -> logits [B, H, W, C].
@@ -103,6 +130,7 @@ def make_adversarial_step(
         generator_lr: generator_optimizer.iterations -> G's rate; None: its own.
         adversary_lr: generator_optimizer.iterations -> A's rate; None: its own.
         ignore_label: id of unlabelled pixels.
+        accumulate_steps: parts in which the batch is computed; they divide B.
         jit_compile: compile the step with XLA.
 
     Returns:
@@ -119,33 +147,57 @@ def make_adversarial_step(
         )
     on_generator, on_adversary = losses.lambda_weights(lambda_adv, lambda_on)
     update_adversary = _make_adversary_update(
-        adversary, extractor, adversary_optimizer, epsilon, on_adversary, ignore_label
+        adversary,
+        extractor,
+        adversary_optimizer,
+        epsilon,
+        on_adversary,
+        ignore_label,
+        accumulate_steps,
     )
     generator_optimizer.build(generator.trainable_variables)
+    share = 1.0 / accumulate_steps
+
+    def both_gradients(logits, label, *features):
+        """Eq. 4, eq. 3's adversarial term, and their gradients at G's logits."""
+        segmentation, segmentation_gradient = _segmentation_at_logits(
+            logits, label, ignore_label, share
+        )
+        with tf.GradientTape() as at_logits:
+            at_logits.watch(logits)
+            fake = adversary_lib.fake_map(tf.nn.softmax(logits), label, ignore_label)
+            fake_logits = adversary_lib.judge(adversary, fake, *features)
+            cells = adversary_lib.valid_cells(label, ignore_label, fake_logits)
+            adversarial = share * losses.adversarial_loss(
+                fake_logits, cells, adversarial_form
+            )
+            scaled = generator_optimizer.scale_loss(adversarial)
+        adversarial_gradient = at_logits.gradient(scaled, logits)
+        adversarial_gradient /= generator_optimizer.scale_loss(1.0)
+        gradients = (segmentation_gradient, adversarial_gradient)
+        return gradients, (segmentation, adversarial)
 
     @tf.function(jit_compile=jit_compile)
     def adversarial_step(image, label):
         step = generator_optimizer.iterations
-        with tf.GradientTape() as through_generator:
-            logits, regularization = _forward(generator, image)
+        logits, send_back = _run_generator(
+            generator, generator_optimizer, image, accumulate_steps
+        )
 
         # --- A: eq. 6 --------------------------------------------------------
         a_rate = _set_rate(adversary_optimizer, adversary_lr, step)
         scalars, features = update_adversary(image, label, tf.nn.softmax(logits))
 
         # --- G: eq. 3 --------------------------------------------------------
-        segmentation, segmentation_gradient = _segmentation_at_logits(
-            logits, label, ignore_label
+        gradients, (segmentation, adversarial) = in_parts(
+            both_gradients,
+            accumulate_steps,
+            (logits, label, *features),
+            keep=(tf.float32, tf.float32),
+            total=(tf.constant(0.0), tf.constant(0.0)),
         )
-        with tf.GradientTape() as at_logits:
-            at_logits.watch(logits)
-            fake = adversary_lib.fake_map(tf.nn.softmax(logits), label, ignore_label)
-            fake_logits = adversary_lib.judge(adversary, fake, features)
-            cells = adversary_lib.valid_cells(label, ignore_label, fake_logits)
-            adversarial = losses.adversarial_loss(fake_logits, cells, adversarial_form)
-        adversarial_gradient = at_logits.gradient(adversarial, logits)
-        segmentation_norm = tf.norm(segmentation_gradient)
-        adversarial_norm = tf.norm(adversarial_gradient)
+        segmentation_norm = tf.norm(gradients[0])
+        adversarial_norm = _norm(gradients[1], generator_optimizer)
         if gradient_ratio is None:
             weight = tf.constant(on_generator, tf.float32)
         else:
@@ -154,27 +206,27 @@ def make_adversarial_step(
             )
         weight *= _ramp(step, lambda_ramp_steps)
         g_rate = _set_rate(generator_optimizer, generator_lr, step)
-        _update_generator(
-            generator,
-            generator_optimizer,
-            through_generator,
-            logits,
-            regularization,
-            segmentation_gradient + weight * adversarial_gradient,
+        generator_optimizer.apply(
+            send_back(gradients[0] + weight * gradients[1]),
+            generator.trainable_variables,
         )
-        return scalars | {
-            "loss/mce": segmentation,
-            "loss/adversarial": adversarial,
-            "loss/loss_g": losses.generator_loss(segmentation, adversarial, weight),
-            "gradient/segmentation": segmentation_norm,
-            "gradient/adversarial": adversarial_norm,
-            "gradient/lambda": weight,
-            "gradient/ratio": tf.math.divide_no_nan(
-                weight * adversarial_norm, segmentation_norm
-            ),
-            "learning_rate/generator": g_rate,
-            "learning_rate/adversary": a_rate,
-        }
+        return (
+            scalars
+            | {
+                "loss/mce": segmentation,
+                "loss/adversarial": adversarial,
+                "loss/loss_g": losses.generator_loss(segmentation, adversarial, weight),
+                "gradient/segmentation": segmentation_norm,
+                "gradient/adversarial": adversarial_norm,
+                "gradient/lambda": weight,
+                "gradient/ratio": tf.math.divide_no_nan(
+                    weight * adversarial_norm, segmentation_norm
+                ),
+                "learning_rate/generator": g_rate,
+                "learning_rate/adversary": a_rate,
+            }
+            | _loss_scale("generator", generator_optimizer)
+        )
 
     return adversarial_step
 
@@ -189,6 +241,7 @@ def make_warmup_step(
     loss_weight: float = 1.0,
     learning_rate: Schedule | None = None,
     ignore_label: int = 255,
+    accumulate_steps: int = 1,
     jit_compile: bool = False,
 ) -> Step:
     """A alone on eq. 6 while G stays as it is.
@@ -202,13 +255,20 @@ def make_warmup_step(
         loss_weight: weight of loss_d.
         learning_rate: adversary_optimizer.iterations -> rate; None: its own.
         ignore_label: id of unlabelled pixels.
+        accumulate_steps: parts in which the batch is computed; they divide B.
         jit_compile: compile the step with XLA.
 
     Returns:
         The step.
     """
     update_adversary = _make_adversary_update(
-        adversary, extractor, adversary_optimizer, epsilon, loss_weight, ignore_label
+        adversary,
+        extractor,
+        adversary_optimizer,
+        epsilon,
+        loss_weight,
+        ignore_label,
+        accumulate_steps,
     )
 
     @tf.function(jit_compile=jit_compile)
@@ -219,7 +279,12 @@ def make_warmup_step(
         # Dropout and batch statistics stay on, so that A meets the maps that phase 2
         # will show it; the moving statistics that this moves are put back.
         statistics = [(w, tf.identity(w)) for w in generator.non_trainable_weights]
-        logits = tf.cast(generator(image, training=True), tf.float32)
+        (logits,), _ = in_parts(
+            lambda image: ([_logits(generator, image)], ()),
+            accumulate_steps,
+            (image,),
+            keep=[tf.float32],
+        )
         for weight, value in statistics:
             weight.assign(value)
         scalars, _ = update_adversary(image, label, tf.nn.softmax(logits))
@@ -231,33 +296,88 @@ def make_warmup_step(
 # --- Shared parts ------------------------------------------------------------
 
 
+def _logits(generator, image):
+    """G in training mode, in float32."""
+    return tf.cast(generator(image, training=True), tf.float32)
+
+
 def _forward(generator, image):
-    """(float32 logits, the model's own regularisation losses) in training mode."""
-    logits = tf.cast(generator(image, training=True), tf.float32)
-    return logits, list(generator.losses)
+    """(logits, the model's own regularisation losses, the tape through G)."""
+    with tf.GradientTape() as through_generator:
+        logits = _logits(generator, image)
+        regularization = list(generator.losses)
+    return logits, regularization, through_generator
 
 
-def _segmentation_at_logits(logits, label, ignore_label):
-    """Eq. 4 and its gradient at G's logits."""
+def _backward(generator, optimizer, passed, gradient, share):
+    """Gradients of G's variables, under the optimizer's loss scale.
+
+    Args:
+        generator: G.
+        optimizer: of G.
+        passed: what `_forward` returned.
+        gradient: at the logits.
+        share: weight of the regularisation, the parts' sum being 1.
+
+    Returns:
+        One for each trainable variable.
+    """
+    logits, regularization, through_generator = passed
+    shares = [share * tf.ones_like(loss) for loss in regularization]
+    return through_generator.gradient(
+        [logits, *regularization],
+        generator.trainable_variables,
+        output_gradients=[optimizer.scale_loss(g) for g in (gradient, *shares)],
+    )
+
+
+def _run_generator(generator, optimizer, image, num_parts):
+    """(logits of the batch, what sends a gradient at them back through G).
+
+    In one part G's activations are kept until then. In several only the logits are:
+    each part's forward pass is done again, with the same dropout.
+    """
+    if num_parts == 1:
+        passed = _forward(generator, image)
+        return passed[0], lambda gradient: _backward(
+            generator, optimizer, passed, gradient, 1.0
+        )
+    state = [(v, tf.identity(v)) for v in generator.non_trainable_variables]
+    (logits,), _ = in_parts(
+        lambda image: ([_logits(generator, image)], ()),
+        num_parts,
+        (image,),
+        keep=[tf.float32],
+    )
+
+    def send_back_part(image, gradient):
+        passed = _forward(generator, image)
+        return (), _backward(generator, optimizer, passed, gradient, 1.0 / num_parts)
+
+    def send_back(gradient):
+        for variable, value in state:
+            variable.assign(value)
+        _, gradients = in_parts(
+            send_back_part,
+            num_parts,
+            (image, gradient),
+            total=generator.trainable_variables,
+        )
+        return gradients
+
+    return logits, send_back
+
+
+def _segmentation_at_logits(logits, label, ignore_label, share):
+    """Eq. 4 and its gradient at G's logits, both as a part's share of the batch's."""
     with tf.GradientTape() as at_logits:
         at_logits.watch(logits)
-        segmentation = losses.segmentation_loss(logits, label, ignore_label)
+        segmentation = share * losses.segmentation_loss(logits, label, ignore_label)
     return segmentation, at_logits.gradient(segmentation, logits)
 
 
-def _update_generator(generator, optimizer, tape, logits, regularization, gradient):
-    """Sends the gradient at the logits through G and applies it."""
-    ones = [tf.ones_like(loss) for loss in regularization]
-    gradients = tape.gradient(
-        [logits, *regularization],
-        generator.trainable_variables,
-        output_gradients=[gradient, *ones],
-    )
-    optimizer.apply(gradients, generator.trainable_variables)
-
-
 def _make_adversary_update(
-    adversary, extractor, optimizer, epsilon, weight, ignore_label
+    adversary, extractor, optimizer, epsilon, weight, ignore_label, num_parts
 ):
     """A's half of the step: (image, label, probs) -> (scalars, features for G)."""
     trains_extractor = extractor is not None and bool(extractor.trainable_variables)
@@ -265,28 +385,48 @@ def _make_adversary_update(
     if trains_extractor:
         variables += extractor.trainable_variables
     optimizer.build(variables)
+    feature_types = [] if extractor is None else [x.dtype for x in extractor.outputs]
 
     def features_of(image):
-        return None if extractor is None else extractor(image, training=False)
+        """[features], or [] where A sees the label map alone."""
+        return [] if extractor is None else [extractor(image, training=False)]
 
-    def update(image, label, probs):
-        probs = tf.stop_gradient(probs)
+    def judge_part(image, label, probs):
         real = adversary_lib.real_map(probs, label, epsilon, ignore_label)
         fake = adversary_lib.fake_map(probs, label, ignore_label)
         frozen = None if trains_extractor else features_of(image)
         with tf.GradientTape() as tape:
             features = features_of(image) if trains_extractor else frozen
-            real_logits = adversary_lib.judge(adversary, real, features)
-            fake_logits = adversary_lib.judge(adversary, fake, features)
+            real_logits = adversary_lib.judge(adversary, real, *features)
+            fake_logits = adversary_lib.judge(adversary, fake, *features)
             cells = adversary_lib.valid_cells(label, ignore_label, real_logits)
             loss = losses.adversary_loss(real_logits, fake_logits, cells)
-            weighted = weight * loss
-        optimizer.apply(tape.gradient(weighted, variables), variables)
-        accuracy = adversary_lib.verdict_accuracy(real_logits, fake_logits, cells)
+            scaled = optimizer.scale_loss(weight / num_parts * loss)
+        verdicts = (real_logits, fake_logits, cells)
+        kept = () if trains_extractor else frozen
+        return (*verdicts, *kept), tape.gradient(scaled, variables)
+
+    def update(image, label, probs):
+        kept_types = [] if trains_extractor else feature_types
+        (real, fake, cells, *features), gradients = in_parts(
+            judge_part,
+            num_parts,
+            (image, label, tf.stop_gradient(probs)),
+            keep=[tf.float32, tf.float32, tf.bool, *kept_types],
+            total=variables,
+        )
+        optimizer.apply(gradients, variables)
+        if trains_extractor:  # G meets the adversary as just updated
+            features, _ = in_parts(
+                lambda image: (features_of(image), ()),
+                num_parts,
+                (image,),
+                keep=feature_types,
+            )
+        accuracy = adversary_lib.verdict_accuracy(real, fake, cells)
         scalars = {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
-        # G meets the adversary as just updated, extractor included.
-        features = features_of(image) if trains_extractor else frozen
-        return scalars | {"loss/loss_d": loss}, features
+        scalars["loss/loss_d"] = losses.adversary_loss(real, fake, cells)
+        return scalars | _loss_scale("adversary", optimizer), features
 
     return update
 
@@ -305,3 +445,22 @@ def _ramp(step, ramp_steps):
     if not ramp_steps:
         return 1.0
     return tf.minimum(1.0, (tf.cast(step, tf.float32) + 1.0) / ramp_steps)
+
+
+def _has_loss_scale(optimizer):
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _loss_scale(name, optimizer):
+    """Scalar of the loss scale, where the optimizer has one."""
+    if not _has_loss_scale(optimizer):
+        return {}
+    return {f"loss_scale/{name}": tf.identity(optimizer.dynamic_scale)}
+
+
+def _norm(gradient, optimizer):
+    """Euclidean norm; 0 for an overflow under a loss scale, whose update is skipped."""
+    norm = tf.norm(gradient)
+    if not _has_loss_scale(optimizer):
+        return norm  # an overflow is to be seen, and to stop the run
+    return tf.where(tf.math.is_finite(norm), norm, 0.0)

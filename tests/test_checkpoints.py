@@ -75,10 +75,16 @@ def test_another_run_is_refused(tiny_run, tiny_config, changes, text):
     assert text in str(error.value)
 
 
-def test_other_classes_are_refused_and_bookkeeping_is_not(tiny_run, tiny_config):
+def test_other_classes_are_refused_bookkeeping_and_execution_are_not(
+    tiny_run, tiny_config
+):
     names = checkpoints.read_run(tiny_run).class_names
     checkpoints.check_same_run(
         tiny_run, dataclasses.replace(tiny_config, log_every=1), names
+    )
+    execution = {"jit_compile": "on", "accumulate_steps": 2}
+    checkpoints.check_same_run(
+        tiny_run, dataclasses.replace(tiny_config, **execution), names
     )
     with pytest.raises(ValueError, match="7 classes.*has 2"):
         checkpoints.check_same_run(tiny_run, tiny_config, ("a", "b"))

@@ -4,7 +4,15 @@ import dataclasses
 
 import pytest
 
-from ss_gan_tf.config import ARMS, BOOKKEEPING, CHOICES, PRESETS, RANGES, Config
+from ss_gan_tf.config import (
+    ARMS,
+    BOOKKEEPING,
+    CHOICES,
+    EXECUTION,
+    PRESETS,
+    RANGES,
+    Config,
+)
 
 
 def test_the_paper_preset_holds_the_numbers_of_section_2_3():
@@ -71,10 +79,15 @@ def test_what_an_arm_runs(arm, lambda_adv, uses_phase2, uses_adversary, is_contr
         {"aspp_rates": ()},
         {"aspp_rates": (6, 0)},
         {"aspp_rates": (6, 6)},
+        {"eval_metrics": "all"},
+        {"profile_steps": (3,)},
+        {"profile_steps": (3, 2)},
+        {"profile_steps": (0, 2)},
         {"lambda_adv": 0.0, "lambda_on": "adversary"},
         {"adversarial_weighting": "gradient_ratio", "lambda_on": "both"},
         {"arm": "vgg16", "init_generator": "elsewhere"},
         {"width": 0.5, "backbone_weights": "imagenet"},
+        {"batch_size": 6, "accumulate_steps": 4},
         # A's last feature map has 48 // 16 = 3 cells a side, the grid wants 4.
         {"crop_size": 48},
     ],
@@ -88,7 +101,7 @@ def test_nonsense_is_refused_in_one_line_that_names_the_field(values):
 
 def test_ranges_and_choices_name_fields_and_hold_the_defaults():
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    assert set(CHOICES) | set(RANGES) | set(BOOKKEEPING) <= set(fields)
+    assert {*CHOICES, *RANGES, *BOOKKEEPING, *EXECUTION} <= set(fields)
     assert not set(CHOICES) & set(RANGES)
     numbers = {n for n, f in fields.items() if f.type in (int, float)}
     assert numbers == set(RANGES)
@@ -103,6 +116,11 @@ def test_json_round_trip(preset):
 def test_unknown_fields_in_json_are_named():
     with pytest.raises(ValueError, match="lamda"):
         Config.from_json('{"lamda": 1}')
+
+
+@pytest.mark.parametrize("old, new", [("true", "on"), ("false", "off")])
+def test_runs_of_the_time_when_jit_compile_was_a_switch(old, new):
+    assert Config.from_json(f'{{"jit_compile": {old}}}').jit_compile == new
 
 
 def test_the_grid_binds_only_where_there_is_an_adversary():

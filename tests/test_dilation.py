@@ -56,7 +56,7 @@ def test_by_hand():
 
 
 def test_the_trunk_rearranges_nothing():
-    if not dilation._device_differentiates_dilation():
+    if not dilation._device_differentiates_dilation(tf.float32):
         pytest.skip("this device takes Keras' way")
     image = keras.Input((None, None, 3))
     trunk = keras.Model(image, resnet50_trunk(image, width=0.125))
@@ -71,8 +71,17 @@ def test_where_the_device_cannot_keras_does(monkeypatch):
     image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2])
     theirs, ours = both(3, padding="same")
     with_kernel = ours(image)
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda: False)
+    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
     np.testing.assert_array_equal(theirs(image), ours(image))
     np.testing.assert_allclose(with_kernel, ours(image), rtol=1e-5, atol=1e-5)
     # Both ways share the layer's weights and their names.
     assert [w.name for w in ours.weights] == [w.name for w in theirs.weights]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_differentiated_in_a_graph(dtype):
+    image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2], dtype=dtype)
+    layer = DilatedConv2D(4, 3, dilation_rate=3, padding="same", dtype=dtype)
+    layer.build(image.shape)
+    gradients = tf.function(output_and_gradients)(layer, image)
+    assert all(tf.reduce_any(g != 0) for g in gradients[1:])

@@ -148,3 +148,42 @@ def test_the_dtype_policy_stays_as_it_was(make):
     assert keras.config.dtype_policy().name == before
     assert networks.generator.get_layer("fc7").compute_dtype == "bfloat16"
     assert networks.generator.dtype_policy.variable_dtype == "float32"
+
+
+def test_loss_scales_are_part_of_a_checkpoint_and_outlive_the_change_of_phase(
+    make, tmp_path
+):
+    optimizers = {}
+    for which in ("saved", "restored"):
+        networks, _ = make(precision="mixed_float16")
+        parts = {k: v for k, v in vars(networks).items() if v is not None}
+        optimizers[which] = networks.generator_optimizer, networks.adversary_optimizer
+        checkpoint = tf.train.Checkpoint(**parts)
+        if which == "saved":
+            for optimizer, scale in zip(optimizers[which], (8.0, 2.0), strict=True):
+                optimizer.dynamic_scale.assign(scale)
+                optimizer.step_counter.assign(5)
+            path = checkpoint.save(str(tmp_path / "state"))
+    checkpoint.restore(path).assert_consumed()
+    restored = optimizers["restored"]
+    assert [float(o.dynamic_scale) for o in restored] == [8, 2]
+    assert [int(o.step_counter) for o in restored] == [5, 5]
+    stages.reset_optimizer(restored[0])
+    assert float(restored[0].dynamic_scale) == 8
+
+
+@pytest.mark.parametrize(
+    "jit_compile, devices, compiles",
+    [
+        ("auto", [], False),
+        ("auto", ["GPU:0"], True),
+        ("on", [], True),
+        ("off", ["GPU:0"], False),
+    ],
+)
+def test_auto_compiles_on_gpus(
+    monkeypatch, tiny_config, jit_compile, devices, compiles
+):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
+    config = dataclasses.replace(tiny_config, jit_compile=jit_compile)
+    assert stages.compiles(config) is compiles

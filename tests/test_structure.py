@@ -21,21 +21,28 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "stages", "summaries",
+        "inference", "input_pipeline", "per_image", "profiling", "stages",
+        "summaries",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
     },
-    "train_step": {"adversary", "losses"},
+    "train_step": {"adversary", "losses", "micro_batches"},
     # networks
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {"backbones", "config", "generator"},
-    "evaluate": {"inference", "metrics"},
+    "evaluate": {"inference", "measures", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
     "submission": {"datasets"},
+    # figures of a prediction
+    "measures": {"boundary", "calibration", "granulation", "metrics"},
+    "bootstrap": {"metrics"},
+    "boundary": {"metrics"},
+    "calibration": {"metrics"},
+    "granulation": {"metrics"},
     "summaries": {"visualize"},
     # leaves
     "backbones": {"dilation"},
@@ -46,6 +53,9 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "micro_batches": set(),
+    "per_image": set(),
+    "profiling": set(),
     "resampling": set(),
     "visualize": set(),
 }  # fmt: skip

@@ -658,3 +658,158 @@ def test_compiled_steps_give_the_same_numbers(batch, precision):
         results.append({k: float(v) for k, v in scalars.items()})
     tolerance = 1e-3 if precision == "float32" else 0.1
     assert results[0] == pytest.approx(results[1], rel=tolerance, abs=tolerance)
+
+
+# --- Parts of a batch --------------------------------------------------------
+
+
+def four_images(seed):
+    """Images with 0, 3/4, 1 and no labels: parts weigh alike all the same."""
+    image, label = (
+        tf.concat(pair, 0)
+        for pair in zip(random_batch(seed), random_batch(seed + 10), strict=True)
+    )
+    return image, tf.concat([label[:3], tf.fill([1, SIZE, SIZE], VOID)], 0)
+
+
+def run_in_parts(phase, parts, *, extractor="frozen", **settings):
+    """(weights, scalars) after two steps on four images."""
+    networks = make_networks(l2=0.01, extractor=extractor)
+    common = {"accumulate_steps": parts}
+    if phase == "phase1":
+        step = train_step.make_segmentation_step(networks[0], sgd(0.3), **common)
+    elif phase == "warmup":
+        step = train_step.make_warmup_step(
+            *networks[:2], sgd(0.1), extractor=networks[2], **common
+        )
+    else:
+        step = train_step.make_adversarial_step(
+            *networks[:2],
+            sgd(0.3),
+            sgd(0.1),
+            extractor=networks[2],
+            **common,
+            **settings,
+        )
+    for seed in range(2):
+        scalars = step(*four_images(seed))
+    assert step.experimental_get_tracing_count() == 1
+    return snapshot(*networks), {k: float(v) for k, v in scalars.items()}
+
+
+@pytest.mark.parametrize(
+    "phase, parts, settings",
+    [
+        ("phase1", 4, {}),
+        ("warmup", 2, {}),
+        ("phase2", 2, {"gradient_ratio": 0.5, "lambda_max": 1e6}),
+        ("phase2", 4, {"lambda_adv": 5.0, "extractor": "trainable"}),
+        pytest.param(
+            *("phase2", 2, {"lambda_adv": 5.0, "extractor": "none"}),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_parts_make_the_update_of_the_whole_batch(phase, parts, settings):
+    whole, scalars = run_in_parts(phase, 1, **settings)
+    in_parts, same = run_in_parts(phase, parts, **settings)
+    assert same == pytest.approx(scalars, rel=1e-4)
+    for one, other in zip(whole, in_parts, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_parts_second_forward_pass_meets_the_same_dropout_and_statistics():
+    """Else the gradient would belong to another network than the logits."""
+    after = []
+    for adversarial in (False, True):
+        generator, adversary, _ = make_networks(
+            dropout=0.5, norm=True, extractor="none"
+        )
+        if adversarial:
+            step = train_step.make_adversarial_step(
+                generator,
+                adversary,
+                sgd(0.3),
+                sgd(0.1),
+                lambda_adv=1e-30,
+                accumulate_steps=2,
+            )
+        else:
+            step = train_step.make_segmentation_step(
+                generator, sgd(0.3), accumulate_steps=2
+            )
+        for seed in range(2):
+            step(*four_images(seed))
+        after.append(snapshot(generator))
+    for one, other in zip(*after, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7)
+
+
+# --- float16 -----------------------------------------------------------------
+
+
+def half_precision_networks(policy="mixed_float16"):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return make_networks()
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def with_loss_scale(rate):
+    return keras.optimizers.LossScaleOptimizer(sgd(rate))
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_float16_follows_float32(parts):
+    """Over five steps: losses, norms and lambda within 2 %, updates within 5 %."""
+    results = []
+    for policy, optimizer in (("float32", sgd), ("mixed_float16", with_loss_scale)):
+        networks = half_precision_networks(policy)
+        start = snapshot(*networks[:2])
+        step = train_step.make_adversarial_step(
+            *networks[:2],
+            optimizer(0.1),
+            optimizer(0.01),
+            extractor=networks[2],
+            gradient_ratio=0.5,
+            lambda_max=1e6,
+            accumulate_steps=parts,
+        )
+        history = []
+        for seed in range(5):
+            scalars = {k: float(v) for k, v in step(*random_batch(seed)).items()}
+            history.append({k: v for k, v in scalars.items() if "accuracy" not in k})
+        results.append((history, start, snapshot(*networks[:2])))
+    for plain, half in zip(results[0][0], results[1][0], strict=True):
+        # The scale is on what is sent back alone: no scalar shows it.
+        scales = {k: half.pop(k) for k in list(half) if k.startswith("loss_scale")}
+        assert scales == {"loss_scale/generator": 2**15, "loss_scale/adversary": 2**15}
+        assert half == pytest.approx(plain, rel=0.02)
+    for old, plain, half in zip(
+        results[0][1], results[0][2], results[1][2], strict=True
+    ):
+        moved = np.abs(plain - old).max()
+        assert moved > 1e-4
+        assert np.abs(half - plain).max() < 0.05 * moved + 1e-5
+
+
+@pytest.mark.parametrize("overflows", ["generator", "adversary"])
+def test_an_overflow_skips_one_update_and_halves_its_scale(batch, overflows):
+    networks = half_precision_networks()
+    optimizers = {n: with_loss_scale(0.1) for n in ("generator", "adversary")}
+    step = train_step.make_adversarial_step(
+        *networks[:2], *optimizers.values(), extractor=networks[2], gradient_ratio=0.5
+    )
+    optimizers[overflows].dynamic_scale.assign(2.0**60)
+    before = {n: snapshot(m) for n, m in zip(optimizers, networks, strict=False)}
+    scalars = step(*batch)
+    assert all(np.isfinite(v) for v in scalars.values())
+    for (name, optimizer), network in zip(optimizers.items(), networks, strict=False):
+        after, skipped = snapshot(network), name == overflows
+        (assert_equal if skipped else assert_all_changed)(before[name], after)
+        assert int(optimizer.iterations) == (0 if skipped else 1)
+        scale = 2.0**59 if skipped else 2.0**15
+        assert float(optimizer.dynamic_scale) == scale
+        assert float(scalars[f"loss_scale/{name}"]) == scale

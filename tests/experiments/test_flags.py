@@ -20,7 +20,7 @@ def parse(monkeypatch):
     def parse(*arguments):
         values = flags.FlagValues()
         monkeypatch.setattr("experiments.flags.FLAGS", values)
-        for name in ("enum", "bool", "integer", "float", "string", "list"):
+        for name in ("enum", "bool", "flag", "integer", "float", "string", "list"):
             define = getattr(flags, f"DEFINE_{name}")
             monkeypatch.setattr(
                 f"experiments.flags.flags.DEFINE_{name}",
@@ -62,6 +62,26 @@ def test_a_flag_that_is_given_its_default_still_counts(parse):
     """--scale_max=1 must switch off the jitter of `recommended`."""
     config, _ = parse("--preset=recommended", "--scale_min=1", "--scale_max=1")
     assert (config.scale_min, config.scale_max) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("--jit_compile", "on"),
+        ("--nojit_compile", "off"),
+        ("--jit_compile=true", "on"),
+        ("--jit_compile=False", "off"),
+        ("--jit_compile=on", "on"),
+        ("--jit_compile=auto", "auto"),
+    ],
+)
+def test_jit_compile_is_a_choice_that_can_be_said_as_a_switch(parse, argument, value):
+    assert parse("--jit_compile=off", argument)[0].jit_compile == value
+
+
+def test_jit_compile_knows_its_words(parse):
+    with pytest.raises(flags.IllegalFlagValueError, match="auto|on|off"):
+        parse("--jit_compile=sometimes")
 
 
 def test_words_that_belong_to_no_flag_are_refused():
