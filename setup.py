@@ -29,7 +29,12 @@ TEST = [
     "hypothesis>=6.115",
     "pytest>=8.3",
 ]
-PEERS = ["torch>=2.6"]
+ONNX = [
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "tf2onnx>=1.17",
+]
+PEERS = [*ONNX, "torch>=2.6"]
 
 setup(
     name="ss_gan_tf",
@@ -59,6 +64,7 @@ setup(
         "cpu": CPU,
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "test": TEST,
+        "onnx": ONNX,  # experiments.export --format=onnx
         # What experiments.benchmark compares with.
         "peers": PEERS,
         # cityscapesscripts is the benchmark's own metric, which ours is held against.

@@ -25,7 +25,8 @@ MAY_IMPORT = {
         "summaries",
     },
     "stages": {
-        "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
+        "adversary", "backbones", "checkpoints", "config", "losses",
+        "train_step",
     },
     "train_step": {"adversary", "losses", "micro_batches"},
     # networks
@@ -53,6 +54,7 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "onnx_export": set(),
     "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
@@ -273,7 +275,7 @@ def test_every_import_is_declared_and_every_requirement_is_used(metadata):
     used = {DISTRIBUTIONS.get(name, name) for name in foreign - {"tensorflow"}}
     optional = {
         name
-        for extra in ("peers",)
+        for extra in ("peers", "onnx")
         for name in distributions(metadata["extras_require"][extra])
     }
     assert optional <= used, "an extra that nothing imports"
