@@ -25,7 +25,7 @@ MAY_IMPORT = {
         "summaries",
     },
     "stages": {
-        "adversary", "backbones", "checkpoints", "config", "losses",
+        "adversary", "backbones", "checkpoints", "config", "losses", "optimizers",
         "train_step",
     },
     "train_step": {"adversary", "losses", "micro_batches"},
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "granulation": {"metrics"},
     "summaries": {"visualize"},
     # leaves
+    "allocation": set(),
     "backbones": {"dilation"},
     "config": set(),
     "datasets": set(),
@@ -55,6 +56,7 @@ MAY_IMPORT = {
     "losses": set(),
     "metrics": set(),
     "onnx_export": set(),
+    "optimizers": set(),
     "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
