@@ -168,7 +168,9 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
     import tensorflow as tf
 
     from experiments.benchmarks.flops import count_flops
+    from ss_gan_tf.allocation import keep_freed_memory
 
+    keep_freed_memory()  # as experiments.train does
     steps = make_steps(settings)
     image, label = map(tf.constant, drawn_batch(settings))
 
