@@ -24,7 +24,7 @@ from PIL import Image
 from experiments.benchmarks.drawings import draw_example
 from experiments.benchmarks.timing import interleave, spread, table
 from ss_gan_tf import input_pipeline
-from ss_gan_tf.backbones import MEAN_RGB, normalize
+from ss_gan_tf.backbones import MEAN_RGB
 
 SEED = 0
 
@@ -212,7 +212,6 @@ def _rates(
             crop_size=case.crop_size,
             scale_range=case.scale_range,
             pad_color=MEAN_RGB,
-            normalize=normalize,
             seed=SEED,
             num_examples=case.examples,
         ),
