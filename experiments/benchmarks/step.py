@@ -197,7 +197,7 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
 
 def make_steps(settings: dict[str, Any]) -> dict[str, Callable]:
     """The step functions as a run has them, from random weights."""
-    from ss_gan_tf import stages
+    from ss_gan_tf import backbones, stages
 
     jit = settings["library"].rpartition(" ")[2]
     if isinstance(config_lib.Config.jit_compile, bool):
@@ -215,6 +215,8 @@ def make_steps(settings: dict[str, Any]) -> dict[str, Callable]:
     if "adversarial" not in settings["phases"]:
         config = dataclasses.replace(config, lambda_adv=0.0)
     networks, _ = stages.create_networks(config, names)
+    # From ImageNet weights it is frozen, and that is the run which is measured.
+    backbones.freeze_batch_norm(networks.generator)
     steps = {}
     for phase in settings["phases"]:
         control = phase == "control"

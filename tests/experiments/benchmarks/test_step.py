@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from experiments.benchmarks import step
 
@@ -37,6 +38,19 @@ def test_the_adversary_adds_arithmetic(work):
 
 def test_without_a_no_adversary_is_built():
     assert list(step.make_steps({**SETTINGS, "phases": ["phase1"]})) == ["phase1"]
+
+
+def test_batch_norm_is_frozen_as_it_is_from_imagenet_weights():
+    settings = {**SETTINGS, "arm": "resnet50", "phases": ["phase1"]}
+    traced = step.make_steps(settings)["phase1"].get_concrete_function(
+        *map(tf.constant, step.drawn_batch(settings))
+    )
+    updated = [
+        op for op in traced.graph.get_operations() if op.type == "ResourceApplyAdam"
+    ]
+    # 53 convolutions with a bias; in the head 6 without one, each with the two weights
+    # of its group norm, and the classifier.
+    assert len(updated) == 53 * 2 + 6 * 3 + 2
 
 
 def row(library, phase, seconds):
