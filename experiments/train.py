@@ -15,6 +15,7 @@ from experiments.flags import (
     refuse_arguments,
 )
 from experiments.progress import StepProgress, show_own_messages
+from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.measures import format_table
 from ss_gan_tf.train import train
 
@@ -32,6 +33,7 @@ def main(argv):
     """Trains as the flags say; exits with 1 and one line when it cannot."""
     refuse_arguments(argv)
     show_own_messages()
+    keep_freed_memory()
     try:
         config = config_from_flags()
         metrics = train(config, FLAGS.data_dir, FLAGS.workdir, StepProgress())

@@ -17,6 +17,7 @@ from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf import checkpoints, losses, train_step
 from ss_gan_tf.backbones import load_imagenet
 from ss_gan_tf.config import Config
+from ss_gan_tf.optimizers import Adam
 
 STAGES = ("phase1", "warmup", "phase2")
 
@@ -91,7 +92,7 @@ def _add_adversary(networks, config, num_classes):
         num_classes, num_features, grid_size=config.grid_size, width=config.width
     )
     networks.adversary_optimizer = (
-        keras.optimizers.Adam(config.adversary_lr, name="adversary_adam")
+        Adam(config.adversary_lr, name="adversary_adam")
         if config.adversary_optimizer == "adam"
         else keras.optimizers.SGD(config.adversary_lr, 0.9, name="adversary_momentum")
     )
@@ -102,7 +103,7 @@ def _add_adversary(networks, config, num_classes):
 
 
 def _generator_optimizer(config):
-    optimizer = keras.optimizers.Adam(
+    optimizer = Adam(
         config.phase1_lr,
         weight_decay=config.weight_decay or None,
         global_clipnorm=config.gradient_clip_norm or None,

@@ -55,7 +55,10 @@ def flags_of(monkeypatch):
     def flags_of(module):
         values = flags.FlagValues()
         with monkeypatch.context() as patch:
-            for name in ("enum", "bool", "flag", "integer", "float", "string", "list"):
+            for name in (
+                "bool", "enum", "flag", "float", "integer", "list", "multi_enum",
+                "string",
+            ):  # fmt: skip
                 define = getattr(flags, f"DEFINE_{name}")
                 define = functools.partial(define, flag_values=values)
                 patch.setattr(flags, f"DEFINE_{name}", define)

@@ -25,7 +25,8 @@ MAY_IMPORT = {
         "summaries",
     },
     "stages": {
-        "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
+        "adversary", "backbones", "checkpoints", "config", "losses", "optimizers",
+        "train_step",
     },
     "train_step": {"adversary", "losses", "micro_batches"},
     # networks
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "granulation": {"metrics"},
     "summaries": {"visualize"},
     # leaves
+    "allocation": set(),
     "backbones": {"dilation"},
     "config": set(),
     "datasets": set(),
@@ -53,6 +55,8 @@ MAY_IMPORT = {
     "input_pipeline": set(),
     "losses": set(),
     "metrics": set(),
+    "onnx_export": set(),
+    "optimizers": set(),
     "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
@@ -271,7 +275,14 @@ def test_every_import_is_declared_and_every_requirement_is_used(metadata):
     foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES)
     assert "tensorflow" in foreign
     used = {DISTRIBUTIONS.get(name, name) for name in foreign - {"tensorflow"}}
-    assert distributions(metadata["install_requires"]) == used | BEHIND_THE_SCENES
+    optional = {
+        name
+        for extra in ("peers", "onnx")
+        for name in distributions(metadata["extras_require"][extra])
+    }
+    assert optional <= used, "an extra that nothing imports"
+    required = used - optional | BEHIND_THE_SCENES
+    assert distributions(metadata["install_requires"]) == required
 
 
 def test_tensorflow_is_a_choice_of_extras(metadata):
