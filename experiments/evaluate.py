@@ -2,7 +2,8 @@ r"""Evaluates a run's generator: eq. 8, a table of named classes and metrics.jso
 
 python -m experiments.evaluate --workdir=RUN --split=test
 
-The result goes to RUN/eval/SPLIT/metrics.json; of the best checkpoint to SPLIT-best, of
+The result goes to RUN/eval/SPLIT/metrics.json, with the counts of every image in
+per_image.npz beside it; of the best checkpoint to SPLIT-best, of
 the first N images to SPLIT-firstN, and with another mode, overlap or
 other scales than the run's own to SPLIT-sliding, SPLIT-overlapX, SPLIT-xSCALE-xSCALE,
 mirrored or not to SPLIT-flip or SPLIT-noflip, so that no result
@@ -24,7 +25,8 @@ from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import checkpoints, input_pipeline, submission
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
-from ss_gan_tf.metrics import format_table
+from ss_gan_tf.measures import METRICS, format_table
+from ss_gan_tf.per_image import write_per_image
 
 FLAGS = flags.FLAGS
 
@@ -45,6 +47,13 @@ def define_flags():
     flags.DEFINE_bool(
         "eval_flip", None, "Average with mirror images; default: the run's own."
     )
+    flags.DEFINE_enum(
+        "eval_metrics",
+        None,
+        METRICS,
+        "Default: the run's own; full adds outlines, "
+        "granulation, large areas and calibration.",
+    )
     flags.DEFINE_integer("batch_size", 1, "Images of one size at once.", lower_bound=1)
     flags.DEFINE_string("submission", None, "Gets PNGs for the benchmark's server.")
     flags.DEFINE_integer("limit", 0, "First images only; 0 is all.", lower_bound=0)
@@ -60,12 +69,13 @@ def evaluate_run(
     overlap: float | None = None,
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
+    metrics_kind: str | None = None,
     batch_size: int = 1,
     limit: int = 0,
     submission_dir: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Evaluates and writes metrics.json.
+    """Evaluates and writes metrics.json and per_image.npz.
 
     Args:
         workdir: the run.
@@ -76,6 +86,7 @@ def evaluate_run(
         overlap: of sliding windows, in [0, 1); None for the run's own.
         scales: at which each image is seen; None for the run's own.
         flip: whether mirror images are averaged too; None for the run's own.
+        metrics_kind: "basic" or "full"; None for the run's own.
         batch_size: images of one size in one forward pass.
         limit: first images only; 0 is all.
         submission_dir: gets the predictions for the benchmark's server; None writes
@@ -83,7 +94,7 @@ def evaluate_run(
         progress: called with the number of images done and of all images.
 
     Returns:
-        The metrics and the path of the file.
+        The metrics and the path of their file.
 
     Raises:
         FileNotFoundError: no run, no checkpoint or no data there.
@@ -108,6 +119,7 @@ def evaluate_run(
         write = submission.make_writer(
             own.dataset, submission_dir, split=split, num_classes=len(run.class_names)
         )
+    kept = []
     metrics = evaluate(
         generator,
         examples,
@@ -122,6 +134,8 @@ def evaluate_run(
         batch_size=batch_size,
         progress=progress,
         on_prediction=write,
+        full=(metrics_kind or own.eval_metrics) == "full",
+        on_counts=kept.append,
     )
     info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
     metrics |= {
@@ -140,7 +154,9 @@ def evaluate_run(
         kind += "".join(f"-x{scale:g}" for scale in scales)
     if flip != own.eval_flip:
         kind += "-flip" if flip else "-noflip"
-    path = os.path.join(workdir, "eval", split + kind, "metrics.json")
+    folder = os.path.join(workdir, "eval", split + kind)
+    write_per_image(kept[0], os.path.join(folder, "per_image.npz"))
+    path = os.path.join(folder, "metrics.json")
     write_metrics(metrics, path)
     return metrics, path
 
@@ -162,6 +178,7 @@ def main(argv):
             overlap=FLAGS.eval_overlap,
             scales=scales,
             flip=FLAGS.eval_flip,
+            metrics_kind=FLAGS.eval_metrics,
             batch_size=FLAGS.batch_size,
             limit=FLAGS.limit,
             submission_dir=FLAGS.submission,

@@ -15,7 +15,7 @@ from experiments.flags import (
     refuse_arguments,
 )
 from experiments.progress import StepProgress, show_own_messages
-from ss_gan_tf.metrics import format_table
+from ss_gan_tf.measures import format_table
 from ss_gan_tf.train import train
 
 FLAGS = flags.FLAGS

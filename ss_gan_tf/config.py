@@ -89,6 +89,7 @@ class Config:
     eval_scales: tuple[float, ...] = (1.0,)  # shares of the size, averaged; silent
     eval_flip: bool = False  # average with the mirror image too; silent
     eval_limit: int = 0  # validation images during training, 0 is all
+    eval_metrics: str = "basic"  # basic (eq. 8) | full: outlines, granulation, ECE
 
     # --- Bookkeeping ---------------------------------------------------------
     log_every: int = 50  # steps between scalars
@@ -96,10 +97,12 @@ class Config:
     save_every: int = 2_500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest full checkpoints that stay on disk
     panels: int = 4  # validation images shown in TensorBoard
+    profile_steps: tuple[int, ...] = ()  # first,last step of G that is profiled
 
     def __post_init__(self):
         object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
         object.__setattr__(self, "eval_scales", tuple(map(float, self.eval_scales)))
+        object.__setattr__(self, "profile_steps", tuple(self.profile_steps))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -134,6 +137,14 @@ class Config:
         )
         _require(
             self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
+        )
+        _require(
+            not self.profile_steps
+            or len(self.profile_steps) == 2
+            and 1 <= self.profile_steps[0] <= self.profile_steps[1],
+            "profile_steps",
+            self.profile_steps,
+            "must be empty, or two steps FIRST,LAST with 1 <= FIRST <= LAST",
         )
         if self.lambda_adv == 0:
             _require(
@@ -230,6 +241,7 @@ CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "jit_compile": ("auto", "on", "off"),
     "eval_mode": ("whole", "sliding"),
+    "eval_metrics": ("basic", "full"),
 }
 
 RANGES = {
@@ -279,11 +291,13 @@ BOOKKEEPING = (
     "eval_scales",
     "eval_flip",
     "eval_limit",
+    "eval_metrics",
     "log_every",
     "eval_every",
     "save_every",
     "keep_checkpoints",
     "panels",
+    "profile_steps",
 )
 
 PRESETS = {

@@ -1,8 +1,7 @@
 """From a generator to the numbers of Table 3: predict, count, summarize.
 
 An image is evaluated at its own size, with the probabilities that `inference` gives.
-The counts of all images go into one confusion matrix, so memory does not grow with
-the split.
+Memory grows with the split by each image's counts alone, see `per_image`.
 
 Shapes: B batch, H W pixels, C classes.
 """
@@ -17,8 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf import metrics
+from ss_gan_tf import measures
 from ss_gan_tf.inference import Predictor, make_predictor
+from ss_gan_tf.per_image import Collector, PerImage
 
 
 def evaluate(
@@ -37,6 +37,8 @@ def evaluate(
     progress: Callable[[int, int | None], None] | None = None,
     predictor: Predictor | None = None,
     on_prediction: Callable[[str, np.ndarray], None] | None = None,
+    full: bool = False,
+    on_counts: Callable[[PerImage], None] | None = None,
 ) -> dict[str, Any]:
     """Eq. 8 over all examples, each counted once at its own size.
 
@@ -60,9 +62,11 @@ def evaluate(
         predictor: what `make_predictor` returned for the same generator and settings;
             handing it in again saves tracing when a run evaluates many times.
         on_prediction: called with each image's name and class ids, [H, W] int64.
+        full: with boundary metrics, granulation and calibration.
+        on_counts: called once, with the counts of every image.
 
     Returns:
-        `metrics.summarize` and "num_images", "mode", "scales", "flip"; for sliding
+        `measures.summarize` and "num_images", "mode", "scales", "flip"; for sliding
         "window", "overlap" too.
 
     Raises:
@@ -79,24 +83,29 @@ def evaluate(
         scales=scales,
         flip=flip,
     )
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    num_images, total = 0, int(examples.cardinality())
+    collector, total = Collector(), int(examples.cardinality())
     total = total if total >= 0 else None
     for batch in _same_size_batches(examples, batch_size):
         probs = predictor(np.stack([example["image"] for example in batch]))
-        for example, pred in zip(batch, probs.argmax(axis=-1), strict=True):
-            matrix += _count(example, pred, num_classes, ignore_label)
+        preds = probs.argmax(axis=-1)
+        for example, pred, prob in zip(batch, preds, probs, strict=True):
+            name = example["name"].decode(errors="replace")
+            collector.add(
+                name, _count(name, example["label"], pred, prob, ignore_label, full)
+            )
             if on_prediction:
-                on_prediction(example["name"].decode(errors="replace"), pred)
-        num_images += len(batch)
+                on_prediction(name, pred)
         if progress:
-            progress(num_images, total)
-    if not num_images:
+            progress(len(collector), total)
+    if not len(collector):
         raise ValueError("nothing to evaluate: the split holds no example")
+    images = collector.result(class_names)
+    if on_counts:
+        on_counts(images)
     setting = {"window": window, "overlap": overlap} if mode == "sliding" else {}
     return {
-        **metrics.summarize(matrix, class_names),
-        "num_images": num_images,
+        **measures.summarize(images.total(), class_names),
+        "num_images": len(images.names),
         "mode": mode,
         "scales": list(scales),
         "flip": flip,
@@ -104,13 +113,11 @@ def evaluate(
     }
 
 
-def _count(example, pred, num_classes: int, ignore_label: int) -> np.ndarray:
+def _count(name, label, pred, probs, ignore_label, full) -> dict[str, np.ndarray]:
+    num_classes = probs.shape[-1]
     try:
-        return metrics.confusion_matrix(
-            example["label"], pred, num_classes, ignore_label
-        )
+        return measures.count(label, pred, probs, num_classes, ignore_label, full=full)
     except ValueError as error:
-        name = example["name"].decode(errors="replace")
         raise ValueError(f"{name}: {error}") from error
 
 

@@ -57,34 +57,80 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
         IoU(i) = p_ii / (sum_j (p_ij + p_ji) - p_ii)
 
     Args:
-        matrix: [C, C] counts from `confusion_matrix`.
+        matrix: [..., C, C] counts from `confusion_matrix`, one matrix or many.
 
     Returns:
-        [C] float64 in [0, 1]; NaN for a class with an empty union, that is in neither
-        truth nor prediction.  A class that is predicted but never true has IoU 0.
+        [..., C] float64 in [0, 1]; NaN for a class with an empty union, that is in
+        neither truth nor prediction.  A class that is predicted but never true has
+        IoU 0.
     """
     matrix = np.asarray(matrix, np.float64)
-    intersection = np.diag(matrix)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - intersection
-    return np.divide(
-        intersection, union, out=np.full(len(matrix), np.nan), where=union > 0
-    )
+    intersection = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return ratio(intersection, matrix.sum(axis=-2) + matrix.sum(axis=-1) - intersection)
 
 
-def mean_iou(matrix: np.ndarray) -> float:
+def mean_iou(matrix: np.ndarray) -> float | np.ndarray:
     """Mean IoU over the classes that have one, eq. 8.
 
         mIoU = mean_i IoU(i), over i with a union that is not empty
 
     Args:
+        matrix: [..., C, C] counts from `confusion_matrix`, one matrix or many.
+
+    Returns:
+        A fraction in [0, 1], of many matrices [...] float64; NaN when no pixel was
+        counted.
+    """
+    return mean_of_present(iou_per_class(matrix))
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Numerator by denominator, NaN where the denominator is 0.
+
+    Args:
+        numerator: [...] counts.
+        denominator: [...] counts of the same shape, not negative.
+
+    Returns:
+        [...] float64.
+    """
+    numerator = np.asarray(numerator, np.float64)
+    out = np.full(numerator.shape, np.nan)
+    return np.divide(numerator, denominator, out=out, where=np.greater(denominator, 0))
+
+
+def mean_of_present(values: np.ndarray) -> float | np.ndarray:
+    """Mean over the classes that have a value.
+
+    Args:
+        values: [..., C], NaN for a class without one.
+
+    Returns:
+        A float, of many rows [...] float64; NaN where no class has a value.
+    """
+    present = ~np.isnan(values)
+    mean = ratio(np.where(present, values, 0).sum(axis=-1), present.sum(axis=-1))
+    return float(mean) if mean.ndim == 0 else mean
+
+
+def classes_by_size(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of few and of many pixels.
+
+    Args:
         matrix: [C, C] counts from `confusion_matrix`.
 
     Returns:
-        A fraction in [0, 1]; NaN when no pixel was counted.
+        Ids of the classes whose share of the truth's pixels is below the median, and
+        above it.  The median is over the classes that are in the truth; a class that
+        sits on it, the middle one of an odd number, belongs to neither side.
     """
-    iou = iou_per_class(matrix)
-    present = iou[~np.isnan(iou)]
-    return float(present.mean()) if present.size else float("nan")
+    pixels = np.sum(matrix, axis=1)
+    present = pixels > 0
+    if not present.any():
+        return np.arange(0), np.arange(0)
+    median = np.median(pixels[present])
+    small, large = present & (pixels < median), pixels > median
+    return np.flatnonzero(small), np.flatnonzero(large)
 
 
 def pixel_accuracy(matrix: np.ndarray) -> float:
@@ -111,6 +157,8 @@ def summarize(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
         {"miou", "pixel_accuracy": fraction, or None when no pixel was counted,
         "iou": {name: fraction, or None for an empty union},
         "absent_classes": names of the classes with an empty union, left out of miou,
+        "miou_small_classes", "miou_large_classes": mean IoU of `classes_by_size`, or
+        None, "small_classes", "large_classes": their names,
         "num_pixels": labelled pixels, "confusion_matrix": [C][C] int}.
 
     Raises:
@@ -120,21 +168,36 @@ def summarize(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{len(class_names)} class names for {len(matrix)} classes")
     if len(set(class_names)) != len(class_names):
         raise ValueError(f"class names must differ: {list(class_names)}")
-    iou = {
-        name: _none_for_nan(value)
-        for name, value in zip(class_names, iou_per_class(matrix), strict=True)
-    }
+    iou = by_name(iou_per_class(matrix), class_names)
+    sizes = dict(zip(("small", "large"), classes_by_size(matrix), strict=True))
     return {
-        "miou": _none_for_nan(mean_iou(matrix)),
-        "pixel_accuracy": _none_for_nan(pixel_accuracy(matrix)),
+        "miou": none_for_nan(mean_iou(matrix)),
+        "pixel_accuracy": none_for_nan(pixel_accuracy(matrix)),
         "iou": iou,
         "absent_classes": [name for name, value in iou.items() if value is None],
+        **{
+            f"miou_{size}_classes": none_for_nan(
+                mean_of_present(iou_per_class(matrix)[ids])
+            )
+            for size, ids in sizes.items()
+        },
+        **{
+            f"{size}_classes": [class_names[i] for i in ids]
+            for size, ids in sizes.items()
+        },
         "num_pixels": int(np.sum(matrix)),
         "confusion_matrix": np.asarray(matrix).tolist(),
     }
 
 
-def _none_for_nan(value: float) -> float | None:
+def by_name(values: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """[C] values by class name, None in place of NaN."""
+    pairs = zip(class_names, values, strict=True)
+    return {name: none_for_nan(value) for name, value in pairs}
+
+
+def none_for_nan(value: float) -> float | None:
+    """A float for JSON, which has no NaN."""
     return None if np.isnan(value) else float(value)
 
 

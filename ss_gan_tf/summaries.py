@@ -4,16 +4,20 @@
     adversary/accuracy_{real,fake,paired}                     shares of cells
     gradient/{segmentation,adversarial,lambda,ratio}          norms at G's logits
     learning_rate/{generator,adversary}   steps_per_second
-    val/miou  val/pixel_accuracy  val_iou/CLASS
-    panel/N   verdicts/N                                      pictures, text: config
+    val/miou  val/miou_{small,large}_classes  val/pixel_accuracy  val_iou/CLASS
+    val_boundary/, val_granulation/, val_calibration/         with full metrics
+    confusion  panel/N  verdicts/N                            pictures, text: config
 
 loss_d = 2 ln 2 = 1.386 belongs to an adversary that cannot tell; see README.
 Scalars of A's warm-up carry the prefix `warmup/`: G's step stands still meanwhile.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams_api
 
 from ss_gan_tf import visualize
 
@@ -44,16 +48,35 @@ class Summaries:
             tf.summary.text(name, block)
         self._writer.flush()
 
-    def validation(self, step: int, metrics: dict):
-        """mIoU, pixel accuracy and the IoU of each class that occurs."""
-        values = {
-            "val/miou": metrics["miou"],
-            "val/pixel_accuracy": metrics["pixel_accuracy"],
+    def hparams(self, values: dict[str, Any]):
+        """The run's settings, for TensorBoard's table of runs."""
+        shown = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in values.items()
         }
-        for name, iou in metrics["iou"].items():
-            if iou is not None:
-                values[f"val_iou/{name}"] = iou
+        with self._writer.as_default(0):
+            hparams_api.hparams(shown)
+        self._writer.flush()
+
+    def validation(self, step: int, metrics: dict):
+        """The overall figures, the IoU of each class and the confusion matrix.
+
+        Args:
+            step: where on the curves.
+            metrics: what `measures.summarize` returns; what is None has no point.
+        """
+        names = ("miou", "miou_small_classes", "miou_large_classes", "pixel_accuracy")
+        values = {f"val/{name}": metrics[name] for name in names}
+        values |= {f"val_iou/{name}": iou for name, iou in metrics["iou"].items()}
+        for kind in ("boundary", "granulation", "calibration"):
+            for name, value in metrics.get(kind, {}).items():
+                if isinstance(value, float):
+                    values[f"val_{kind}/{name}"] = value
         self.scalars(step, {k: v for k, v in values.items() if v is not None})
+        picture = visualize.confusion_picture(
+            np.array(metrics["confusion_matrix"]), list(metrics["iou"])
+        )
+        self.pictures(step, {"confusion": picture})
 
     def pictures(self, step: int, pictures: dict[str, np.ndarray]):
         """Pictures, name -> [H, W, 3] uint8 RGB."""

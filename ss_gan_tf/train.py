@@ -21,11 +21,13 @@ import tensorflow as tf
 from ss_gan_tf import __version__, checkpoints, stages, summaries
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf.backbones import MEAN_RGB, normalize
-from ss_gan_tf.config import Config
+from ss_gan_tf.config import BOOKKEEPING, Config
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.inference import make_predictor
 from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
+from ss_gan_tf.per_image import write_per_image
+from ss_gan_tf.profiling import ProfileWindow
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ def train(
 
     Returns:
         The metrics of the last G on the validation split, which
-        RUN/eval/VAL_SPLIT/metrics.json holds too.
+        RUN/eval/VAL_SPLIT/metrics.json holds too; per_image.npz beside it holds the
+        counts that they come from.
 
     Raises:
         FileNotFoundError: data, weights or the run to start from are missing.
@@ -117,7 +120,11 @@ class _Training:
         }
         self.writer = summaries.Summaries(workdir)
         self.writer.text("config", config.to_json())
+        settings = dataclasses.asdict(config)
+        self.writer.hparams({k: settings[k] for k in settings.keys() - BOOKKEEPING})
+        self.profile = ProfileWindow(workdir, config.profile_steps)
         self.last_validation = (None, None, {})  # stage, step, metrics
+        self.per_image = None  # the counts behind them
         self.predictor = make_predictor(
             networks.generator,
             num_classes=data.num_classes,
@@ -155,7 +162,10 @@ class _Training:
         counted_from, clock, values = first, time.monotonic(), {}
         for step, batch in enumerate(self._batches(stage, first), start=first + 1):
             stages.seed_dropout(self.networks.generator, config.seed, stage.name, step)
-            scalars = stage.step(batch["image"], batch["label"])
+            # The warm-up leaves G's steps uncounted: 0 is in no window.
+            number = stage.first_step + step if stage.updates_generator else 0
+            with self.profile.step(number):
+                scalars = stage.step(batch["image"], batch["label"])
             self.position.step.assign(step)
             is_last = step == stage.num_steps
             evaluates = stage.updates_generator and (
@@ -243,6 +253,7 @@ class _Training:
                     )
 
     def _evaluate(self, limit):
+        """Metrics; the counts behind the newest ones stay in `self.per_image`."""
         return evaluate(
             self.networks.generator,
             eval_examples(self.data, self.config.val_split, limit=limit or None),
@@ -255,6 +266,8 @@ class _Training:
             scales=self.config.eval_scales,
             flip=self.config.eval_flip,
             predictor=self.predictor,
+            full=self.config.eval_metrics == "full",
+            on_counts=lambda images: setattr(self, "per_image", images),
         )
 
     def _pictures(self):
@@ -289,7 +302,8 @@ class _Training:
     def conclude(self) -> dict:
         """Evaluates the last G on the whole validation split and exports it."""
         self.writer.close()
-        path = os.path.join(self.workdir, "eval", self.config.val_split, "metrics.json")
+        self.profile.close()
+        folder = os.path.join(self.workdir, "eval", self.config.val_split)
         checkpoint = self.manager.latest_checkpoint
         facts = {
             "dataset": self.config.dataset,
@@ -303,7 +317,8 @@ class _Training:
         if (stage, step) != (facts["phase"], facts["step"]) or self.config.eval_limit:
             metrics = self._evaluate(0)
         metrics |= facts
-        write_metrics(metrics, path)
+        write_per_image(self.per_image, os.path.join(folder, "per_image.npz"))
+        write_metrics(metrics, os.path.join(folder, "metrics.json"))
         run = checkpoints.read_run(self.workdir)
         generator, _ = checkpoints.load_generator(run, "last")
         export(

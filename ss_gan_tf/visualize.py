@@ -203,6 +203,60 @@ def legend(class_names: Sequence[str], colors: Colors) -> np.ndarray:
     return picture
 
 
+def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """A confusion matrix as shares of the truth's pixels: each row adds up to 100 %.
+
+    Right ones, on the diagonal, are blue, wrong ones orange, stronger the larger the
+    share (by its square root: small shares must not vanish).  Shares of half a per
+    cent and more stand in their cells, as whole per cents; a class that is not in the
+    truth has a grey row.
+
+    Args:
+        matrix: [C, C] counts, rows truth, columns prediction.
+        class_names: C names.
+
+    Returns:
+        [h, w, 3] uint8 RGB on white.
+    """
+    cell, gap, scale = (34 if len(class_names) <= 40 else 18), 8, 0.45
+    texts = [cv2.getTextSize(name, _FONT, scale, 1)[0][0] for name in class_names]
+    margin = max(texts) + 2 * gap
+    side = cell * len(class_names)
+    picture = np.full((margin + side + gap, margin + side + gap, 3), 255, np.uint8)
+    strip = np.full((cell, margin, 3), 255, np.uint8)
+    for k, (name, row) in enumerate(zip(class_names, matrix, strict=True)):
+        label = strip.copy()
+        place = (margin - gap - texts[k], cell // 2 + 5)
+        cv2.putText(label, name, place, _FONT, scale, _BAR_RGB, 1, cv2.LINE_AA)
+        start = margin + k * cell
+        picture[start : start + cell, :margin] = label
+        upright = strip.copy()  # the columns' names read upwards from their cells
+        cv2.putText(upright, name, (gap, place[1]), _FONT, scale, _BAR_RGB, 1, 16)
+        picture[:margin, start : start + cell] = cv2.rotate(
+            upright, cv2.ROTATE_90_COUNTERCLOCKWISE
+        )
+        for j, pixels in enumerate(row):
+            x = margin + j * cell
+            box = picture[start : start + cell - 1, x : x + cell - 1]
+            _draw_share(box, pixels / row.sum() if row.sum() else None, j == k)
+    return draw_caption(picture, "% of the truth (row) predicted as (column)")
+
+
+def _draw_share(box: np.ndarray, share: float | None, right: bool):
+    if share is None:
+        box[:] = (225, 225, 225)
+        return
+    color = np.array(REAL_RGB if right else GENERATED_RGB)
+    weight = np.sqrt(share)
+    box[:] = np.round((1 - weight) * 245 + weight * color)
+    text = f"{100 * share:.0f}"
+    if text != "0" and len(box) > 24:
+        dark = tuple(int(v) for v in (_TEXT_RGB if weight > 0.6 else _BAR_RGB))
+        (width, height), _ = cv2.getTextSize(text, _FONT, 0.42, 1)
+        place = (len(box) - width) // 2, (len(box) + height) // 2
+        cv2.putText(box, text, place, _FONT, 0.42, dark, 1, cv2.LINE_AA)
+
+
 def _draw_verdict(picture: np.ndarray, verdict: float, box: tuple[int, ...]):
     x0, y0, x1, y1 = box
     cell = picture[y0:y1, x0:x1]

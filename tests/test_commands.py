@@ -17,7 +17,7 @@ from data_prep.prepare import prepare
 from experiments.evaluate import evaluate_run
 from experiments.export import export_run
 from experiments.progress import Progress
-from ss_gan_tf import checkpoints
+from ss_gan_tf import checkpoints, measures, per_image
 from ss_gan_tf.config import Config
 from ss_gan_tf.input_pipeline import open_dataset
 
@@ -81,6 +81,9 @@ def test_evaluate_prints_and_writes(workdir):
         assert name in done.stdout
     assert "3 of 3 images" in done.stderr
     assert metrics["num_images"] == 3 and metrics["mode"] == "whole"
+    counts = os.path.join(os.path.dirname(path), "per_image.npz")
+    matrices = per_image.read_per_image(counts).counts["confusion"]
+    assert matrices.sum(axis=0).tolist() == metrics["confusion_matrix"]
     assert (metrics["split"], metrics["phase"], metrics["step"]) == (
         "test",
         "phase2",
@@ -123,7 +126,7 @@ def test_settings_override_the_runs_own(workdir):
 def test_scales_and_flip_keep_their_own_files(workdir, data_dir):
     plain, plain_path = evaluate_run(workdir, split="val")
     assert (plain["scales"], plain["flip"]) == ([1.0], False)
-    flags = "--split=val", "--eval_scales=0.5,1", "--eval_flip"
+    flags = "--split=val", "--eval_scales=0.5,1", "--eval_flip", "--eval_metrics=full"
     done = command("evaluate", f"--workdir={workdir}", *flags)
     assert done.returncode == 0, done.stderr
     path = os.path.join(workdir, "eval", "val-x0.5-x1-flip", "metrics.json")
@@ -134,6 +137,12 @@ def test_scales_and_flip_keep_their_own_files(workdir, data_dir):
     # Every pixel is road at every scale.
     assert metrics["confusion_matrix"] == plain["confusion_matrix"]
     assert os.path.exists(plain_path)
+    # Full metrics in file, table and counts.  Nothing but road: no outline is met.
+    assert metrics["granulation"]["per_class"]["component_ratio"]["sky"] == 0
+    assert metrics["boundary"]["mean_iou"] == 0 and "surplus" in done.stdout
+    images = per_image.read_per_image(path.replace("metrics.json", "per_image.npz"))
+    figures = measures.summarize(images.total(), images.class_names)
+    assert {name: metrics[name] for name in figures} == figures
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])

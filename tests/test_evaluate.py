@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ss_gan_tf import evaluate, inference, metrics
+from ss_gan_tf import evaluate, inference, measures, metrics
 
 NAMES = ("road", "sky", "tree", "car")
 MEAN = 120.0
@@ -193,3 +193,46 @@ def test_write_metrics_is_strict_json_and_atomic(tmp_path):
         evaluate.write_metrics({"miou": object()}, str(path))
     assert json.loads(path.read_text())["n"] == [3]  # the whole file is still there
     assert os.listdir(path.parent) == ["metrics.json"]
+
+
+def evaluated(examples, **kwargs):
+    kept = []
+    result = evaluate.evaluate(
+        small_generator(3),
+        as_dataset(examples),
+        class_names=NAMES,
+        ignore_label=255,
+        normalize=normalize,
+        on_counts=kept.append,
+        **kwargs,
+    )
+    (images,) = kept
+    return result, images
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_all_figures_come_from_the_counts_of_the_images(full):
+    examples = random_examples([(20, 30)] * 4 + [(33, 21)] * 2)
+    examples[1]["label"][:] = 255
+    result, images = evaluated(examples, full=full)
+    assert images.names == tuple(f"image{k}" for k in range(6))
+    assert images.class_names == NAMES
+    matrices = images.counts["confusion"]
+    assert matrices.dtype == np.int64 and matrices.shape == (6, 4, 4)
+    assert matrices.sum(axis=0).tolist() == result["confusion_matrix"]
+    assert matrices[1].sum() == 0 < matrices[0].sum()
+    assert ("granulation" in result) == full
+    # Recomputed from the parts: exactly the figures of the result.
+    figures = measures.summarize(images.total(), NAMES)
+    assert {name: result[name] for name in figures} == figures
+    # The counts of an image do not depend on its company.
+    _, alone = evaluated(examples[4:5], full=full)
+    for name, values in alone.counts.items():
+        np.testing.assert_array_equal(values[0], images.counts[name][4])
+
+
+def test_full_figures_do_not_depend_on_order_and_batch():
+    examples = random_examples([(20, 30)] * 5)
+    result, images = evaluated(examples, full=True)
+    again, others = evaluated(examples[::-1], full=True, batch_size=3)
+    assert again == result and others.names == images.names

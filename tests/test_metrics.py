@@ -218,3 +218,38 @@ def test_table_names_classes_in_per_cent_and_what_is_left_out():
     assert lines[-1].endswith("neither truth nor prediction: tree")
     full = metrics.format_table(metrics.summarize(np.eye(3, dtype=int), NAMES))
     assert "left out" not in full and "mIoU  " in full
+
+
+def test_many_matrices_at_once():
+    rng = np.random.default_rng(4)
+    many = rng.integers(0, 9, (2, 3, 4, 4)) * (rng.random((2, 3, 4, 4)) < 0.4)
+    many[0, 0] = 0
+    iou, mean = metrics.iou_per_class(many), metrics.mean_iou(many)
+    assert iou.shape == (2, 3, 4) and mean.shape == (2, 3)
+    for place in np.ndindex(2, 3):
+        np.testing.assert_array_equal(iou[place], metrics.iou_per_class(many[place]))
+        np.testing.assert_array_equal(mean[place], metrics.mean_iou(many[place]))
+    assert isinstance(metrics.mean_iou(many[0, 1]), float)
+
+
+def test_small_and_large_classes_by_hand():
+    # Pixels of the truth: 10, 4, 0, 6, 90.  The median of those that are there, 4, 6,
+    # 10, 90, is 8: small are 1 and 3, large 0 and 4; 2 is not there.
+    matrix = np.diag([10, 2, 0, 6, 60])
+    matrix[1, 0], matrix[4, 3] = 2, 30
+    small, large = metrics.classes_by_size(matrix)
+    assert (small.tolist(), large.tolist()) == ([1, 3], [0, 4])
+    summary = metrics.summarize(matrix, tuple("abcde"))
+    # IoU: 10 / 12; 2 / 4; -; 6 / 36; 60 / 90.
+    assert summary["miou_small_classes"] == pytest.approx((2 / 4 + 6 / 36) / 2)
+    assert summary["miou_large_classes"] == pytest.approx((10 / 12 + 60 / 90) / 2)
+    assert (summary["small_classes"], summary["large_classes"]) == (
+        ["b", "d"],
+        ["a", "e"],
+    )
+    # Of an odd number the middle one belongs to neither.
+    small, large = metrics.classes_by_size(np.diag([5, 9, 7]))
+    assert (small.tolist(), large.tolist()) == ([0], [1])
+    for matrix in (np.zeros((3, 3), int), np.diag([0, 4, 0])):
+        summary = metrics.summarize(matrix, NAMES)
+        assert summary["miou_small_classes"] is summary["miou_large_classes"] is None

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "stages", "summaries",
+        "inference", "input_pipeline", "per_image", "profiling", "stages",
+        "summaries",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
@@ -32,10 +33,16 @@ MAY_IMPORT = {
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {"backbones", "config", "generator"},
-    "evaluate": {"inference", "metrics"},
+    "evaluate": {"inference", "measures", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
     "submission": {"datasets"},
+    # figures of a prediction
+    "measures": {"boundary", "calibration", "granulation", "metrics"},
+    "bootstrap": {"metrics"},
+    "boundary": {"metrics"},
+    "calibration": {"metrics"},
+    "granulation": {"metrics"},
     "summaries": {"visualize"},
     # leaves
     "backbones": {"dilation"},
@@ -47,6 +54,8 @@ MAY_IMPORT = {
     "losses": set(),
     "metrics": set(),
     "micro_batches": set(),
+    "per_image": set(),
+    "profiling": set(),
     "resampling": set(),
     "visualize": set(),
 }  # fmt: skip

@@ -2,10 +2,21 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from ss_gan_tf import summaries
+from ss_gan_tf import summaries, visualize
+
+BASIC = {
+    "miou": 0.5,
+    "miou_small_classes": None,
+    "miou_large_classes": 0.5,
+    "pixel_accuracy": 0.75,
+    "iou": {"sky": 0.5, "car": None},
+    "confusion_matrix": [[3, 1], [0, 0]],
+}
 
 
 def read(logdir):
@@ -34,15 +45,56 @@ def test_scalars_carry_step_value_and_prefix(writer, tmp_path):
 
 
 def test_validation_names_classes_and_leaves_absent_ones_out(writer, tmp_path):
-    metrics = {
-        "miou": 0.5,
-        "pixel_accuracy": 0.75,
-        "iou": {"sky": 0.5, "car": None},
-    }
-    writer.validation(10, metrics)
+    writer.validation(10, BASIC)
     found = read(tmp_path)
-    assert set(found) == {"val/miou", "val/pixel_accuracy", "val_iou/sky"}
-    assert found["val_iou/sky"][0][0] == 10
+    assert set(found) == {
+        "val/miou",
+        "val/miou_large_classes",
+        "val/pixel_accuracy",
+        "val_iou/sky",
+        "confusion",
+    }
+    assert [(s, float(v)) for s, v in found["val_iou/sky"]] == [(10, 0.5)]
+
+
+def test_full_metrics_have_curves_and_none_has_no_point(writer, tmp_path):
+    full = {
+        "boundary": {"mean_iou": 0.25, "mean_f1": None, "iou": {"sky": 0.5}},
+        "granulation": {"surplus": 3.0, "per_class": {"surplus": {"sky": 3.0}}},
+        "calibration": {"ece": 0.125, "num_bins": 15},
+    }
+    writer.validation(10, BASIC | full)
+    found = {tag: values for tag, values in read(tmp_path).items() if "val_" in tag}
+    found = {tag: float(value) for tag, [(_, value)] in found.items()}
+    assert found == {
+        "val_iou/sky": 0.5,
+        "val_boundary/mean_iou": 0.25,
+        "val_granulation/surplus": 3.0,
+        "val_calibration/ece": 0.125,
+    }
+
+
+def test_the_confusion_matrix_is_a_picture(writer, tmp_path):
+    writer.validation(10, BASIC)
+    ((step, (width, height, encoded)),) = read(tmp_path)["confusion"]
+    shown = tf.io.decode_png(encoded).numpy()
+    expected = visualize.confusion_picture(np.array([[3, 1], [0, 0]]), ["sky", "car"])
+    assert step == 10
+    assert (int(height), int(width)) == expected.shape[:2]
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_settings_reach_the_table_of_runs(writer, tmp_path):
+    settings = {"seed": 3, "flip": True, "arm": "vgg16_g", "aspp_rates": (6, 12)}
+    writer.hparams(settings)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (content,) = events.PluginTagToContent("hparams").values()
+    shown = plugin_data_pb2.HParamsPluginData.FromString(content)
+    shown = shown.session_start_info.hparams
+    assert shown["seed"].number_value == 3 and shown["flip"].bool_value is True
+    assert shown["arm"].string_value == "vgg16_g"
+    assert shown["aspp_rates"].string_value == "(6, 12)"
 
 
 def test_text_is_a_block(writer, tmp_path):

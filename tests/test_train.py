@@ -1,6 +1,7 @@
 """The loop: end to end, resumed, started from another run; the real command."""
 
 import dataclasses
+import glob
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ss_gan_tf import checkpoints, stages
+from ss_gan_tf import checkpoints, measures, stages
 from ss_gan_tf import train as train_lib
+from ss_gan_tf.per_image import read_per_image
 from ss_gan_tf.train import train
 
 
@@ -35,6 +37,11 @@ def test_a_run_leaves_metrics_and_an_export(tiny_run):
     assert metrics["partial"] is False
     # 12 training scenes bring the same share of the 60 validation scenes.
     assert metrics["num_images"] == round(60 * 12 / 400)
+    # The counts of each image are beside them, of basic metrics these alone.
+    images = read_per_image(os.path.join(tiny_run, "eval", "val", "per_image.npz"))
+    assert images.counts.keys() == {"confusion"} and len(images.names) == 2
+    total = images.counts["confusion"].sum(axis=0)
+    assert total.tolist() == metrics["confusion_matrix"]
     exported = tf.saved_model.load(os.path.join(tiny_run, "export"))
     image = np.zeros([1, 40, 50, 3], np.uint8)
     outputs = exported.signatures["serving_default"](images=tf.constant(image))
@@ -63,6 +70,8 @@ def test_tensorboard_gets_every_curve_and_picture(tiny_run):
         "warmup/loss/loss_d",
         "val/miou",
         "val_iou/road",
+        "confusion",
+        "_hparams_/session_start_info",
         "panel/0",
         "verdicts/0",
         "config",
@@ -148,6 +157,25 @@ def test_losses_that_are_not_finite_stop_the_run_and_are_not_saved(
         value = reader.get_tensor(name)
         if shape and value.dtype == np.float32:
             assert np.isfinite(value).all(), name
+
+
+def test_full_metrics_and_a_trace_are_bookkeeping(tiny_config, tiny_data, tmp_path):
+    workdir = str(tmp_path)
+    fields = {"phase1_steps": 3, "eval_every": 3, "save_every": 3, "arm": "vgg16"}
+    config = dataclasses.replace(tiny_config, **fields)
+    full = dataclasses.replace(config, eval_metrics="full", profile_steps=(2, 5))
+    metrics = train(full, tiny_data, workdir)
+    images = read_per_image(os.path.join(workdir, "eval", "val", "per_image.npz"))
+    figures = measures.summarize(images.total(), images.class_names)
+    assert figures["granulation"] == metrics["granulation"]
+    assert metrics["boundary"]["mean_iou"] is not None
+    assert len(glob.glob(workdir + "/plugins/profile/*/*.xplane.pb")) == 1
+    tags = EventAccumulator(workdir).Reload().Tags()["tensors"]
+    assert {"val_granulation/surplus", "val_boundary/mean_f1"} <= set(tags)
+    # The finished run goes on without them, and its figures are the same.
+    plain = train(config, tiny_data, workdir)
+    assert "granulation" not in plain
+    assert metrics["confusion_matrix"] == plain["confusion_matrix"]
 
 
 def test_a_folder_without_a_state_is_started_anew(

@@ -126,3 +126,33 @@ def test_sizes_must_agree():
         visualize.overlay(image, np.zeros((5, 4), int), COLORS)
     with pytest.raises(ValueError, match="sizes differ"):
         visualize.error_map(np.zeros((4, 5)), np.zeros((5, 4)), 255)
+
+
+def test_confusion_picture_puts_truth_in_rows():
+    # Sky: 3 right, 1 taken for car; car is not in the truth; tree all right.
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 5]])
+    picture = visualize.confusion_picture(matrix, ("sky", "car", "tree"))
+    assert picture.dtype == np.uint8
+    size = 34
+    corner = np.array(picture.shape[:2]) - 8 - 3 * size  # of the first cell
+
+    def background(i, j):
+        y, x = corner + size * np.array([i, j])
+        return picture[y + 2, x + 2].astype(int)
+
+    np.testing.assert_array_equal(background(2, 2), visualize.REAL_RGB)
+    nothing = [245, 245, 245]
+    np.testing.assert_array_equal(background(0, 2), nothing)
+    np.testing.assert_array_equal(background(2, 0), nothing)
+    for column in range(3):
+        assert set(background(1, column)) == {225}
+    # 1/4 wrong: half the way to orange, by the square root.
+    expected = np.round((245 + np.array(visualize.GENERATED_RGB)) / 2)
+    np.testing.assert_array_equal(background(0, 1), expected)
+
+
+def test_confusion_picture_of_many_classes_keeps_their_names():
+    names = [f"class {k}" for k in range(60)]
+    picture = visualize.confusion_picture(np.eye(60, dtype=int), names)
+    assert 60 * 18 < picture.shape[1] < 2048
+    assert (picture[-100:, 8:60] < 100).any()
