@@ -81,6 +81,7 @@ class Config:
     # --- Execution -----------------------------------------------------------
     jit_compile: str = "auto"  # XLA: auto (on GPUs) | on | off
     accumulate_steps: int = 1  # parts of a batch, one after the other; divide it
+    distribute: str = "none"  # none | mirrored (all GPUs here) | multi_worker
 
     # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
     eval_mode: str = "whole"  # whole | sliding; silent
@@ -120,6 +121,13 @@ class Config:
             "accumulate_steps",
             self.accumulate_steps,
             f"must divide batch_size={self.batch_size}",
+        )
+        _require(
+            self.distribute == "none" or self.jit_compile != "on",
+            "jit_compile",
+            self.jit_compile,
+            f"does not go with distribute={self.distribute}: XLA compiles steps of "
+            "one device",
         )
         _require(
             0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
@@ -240,6 +248,7 @@ CHOICES = {
     "adversary_optimizer": ("momentum", "adam"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "jit_compile": ("auto", "on", "off"),
+    "distribute": ("none", "mirrored", "multi_worker"),
     "eval_mode": ("whole", "sliding"),
     "eval_metrics": ("basic", "full"),
 }
@@ -281,7 +290,7 @@ RANGES = {
 
 # Fields that change how a step is computed: its numbers within rounding, the draws of
 # dropout, and what batch normalisation that trains sees at a time.
-EXECUTION = ("jit_compile", "accumulate_steps")
+EXECUTION = ("jit_compile", "accumulate_steps", "distribute")
 
 # Fields that change what is written and when, but no weight.
 BOOKKEEPING = (

@@ -6,12 +6,14 @@ batch: gradients, losses, squared norms, verdicts. On one device all of this is 
 identity. A worker is a process; the chief is the worker that writes.
 """
 
+import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 # --- Setting up --------------------------------------------------------------
@@ -174,33 +176,58 @@ def joined(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(whole, tensor.dtype)
 
 
-# --- Between steps -----------------------------------------------------------
+# --- Around a run ------------------------------------------------------------
 
 
-def make_sum_over_workers(
-    strategy: tf.distribute.Strategy,
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that adds up every worker's counts; all of them have to call it.
+def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> str:
+    """Where this worker writes: the chief in the run's folder, the others elsewhere.
+
+    Each of the others starts with a copy of what the run's folder holds, so all of
+    them continue from the same state, and none is there when the chief writes. The
+    copy lies in the machine's temporary folder and replaces that of an earlier start.
 
     Args:
-        strategy: of the run.
+        strategy: of the run; with several workers all of them have to call this.
+        workdir: the run's folder, which every worker can read.
 
     Returns:
-        int64 array of one shape -> the sum, the same for every worker.
+        The folder.
     """
-    if worker(strategy)[1] == 1:
-        return lambda counts: counts
-    num_local = strategy.num_replicas_in_sync // worker(strategy)[1]
+    number, num_workers = worker(strategy)
+    if num_workers == 1:
+        return workdir
+    if number:
+        key = hashlib.sha256(os.path.abspath(workdir).encode()).hexdigest()[:16]
+        copy = os.path.join(tempfile.gettempdir(), f"ss_gan_tf-{key}-worker{number}")
+        shutil.rmtree(copy, ignore_errors=True)
+        if os.path.isdir(workdir):
+            shutil.copytree(workdir, copy)
+    wait_for_all(strategy)
+    return copy if number else workdir
 
-    def on_replica(counts):
+
+def leave(strategy: tf.distribute.Strategy, folder: str):
+    """Ends a run: all wait for the slowest, and the copies are removed.
+
+    Args:
+        strategy: of the run; all workers have to call this.
+        folder: what `own_folder` returned.
+    """
+    number, num_workers = worker(strategy)
+    if num_workers == 1:
+        return
+    wait_for_all(strategy)
+    if number:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_all(strategy: tf.distribute.Strategy):
+    """Returns when every worker has called it."""
+
+    def on_replica():
         context = tf.distribute.get_replica_context()
-        is_first = context.replica_id_in_sync_group % num_local == 0
-        mine = tf.where(is_first, counts, tf.zeros_like(counts))
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
 
-    @tf.function
-    def run(counts):
-        result = strategy.run(on_replica, (counts,))
-        return strategy.experimental_local_results(result)[0]
-
-    return lambda counts: run(tf.constant(counts, tf.int64)).numpy()
+    values = tf.function(lambda: strategy.run(on_replica))()
+    for value in strategy.experimental_local_results(values):
+        value.numpy()

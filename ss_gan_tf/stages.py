@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import checkpoints, losses, train_step
+from ss_gan_tf import checkpoints, losses, replicas, train_step
 from ss_gan_tf.backbones import load_imagenet
 from ss_gan_tf.config import Config
 
@@ -105,7 +105,8 @@ def _generator_optimizer(config):
     optimizer = keras.optimizers.Adam(
         config.phase1_lr,
         weight_decay=config.weight_decay or None,
-        global_clipnorm=config.gradient_clip_norm or None,
+        # `gradients.apply` gives it the replicas' mean, and it takes their sum.
+        global_clipnorm=config.gradient_clip_norm / replicas.count() or None,
         name="generator_adam",
     )
     if config.precision != "mixed_float16":
@@ -116,10 +117,12 @@ def _generator_optimizer(config):
 def compiles(config: Config) -> bool:
     """Whether the steps go through XLA: `jit_compile`, its `auto` resolved here.
 
-    `auto` is on where a GPU is seen and off on CPUs, where dilated convolutions are
-    slower under XLA and VGG16 gains little.
+    `auto` is on where a step runs on one GPU, off on several and on CPUs, where
+    dilated convolutions are slower under XLA and VGG16 gains little.
     """
     if config.jit_compile == "auto":
+        if config.distribute != "none":
+            return False  # the exchange between devices is not XLA's
         return bool(tf.config.list_logical_devices("GPU"))
     return config.jit_compile == "on"
 

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf import __version__, checkpoints, stages, summaries
+from ss_gan_tf import __version__, checkpoints, replicas, stages, summaries
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import BOOKKEEPING, Config
@@ -59,6 +59,12 @@ def train(
         ValueError: they do not fit the config, or RUN holds another run.
         FloatingPointError: a loss is no longer finite.
     """
+    # --- Devices -------------------------------------------------------------
+    strategy = replicas.make_strategy(config.distribute)
+    replicas.check_batch(
+        config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
+    )
+
     # --- Data ----------------------------------------------------------------
     data = open_dataset(config.dataset, data_dir)
     for split in (config.train_split, config.val_split):
@@ -67,12 +73,14 @@ def train(
     # --- Models and optimizers -----------------------------------------------
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise ValueError(f"workdir={workdir}: is a file")
+    workdir = replicas.own_folder(strategy, workdir)
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(workdir, config, data.class_names)
-    networks, weights = stages.create_networks(
-        config, data.class_names, load_weights=not resumes
-    )
+    with strategy.scope():
+        networks, weights = stages.create_networks(
+            config, data.class_names, load_weights=not resumes
+        )
     if resumes:
         old = checkpoints.read_run(workdir)
         fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
@@ -81,23 +89,27 @@ def train(
     else:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
-    plan = stages.make_stages(config, networks, data.ignore_label)
+    with strategy.scope():
+        plan = stages.make_stages(config, networks, data.ignore_label)
 
     # --- Loop ----------------------------------------------------------------
-    training = _Training(config, data, networks, workdir, progress)
+    worker = replicas.worker(strategy)
+    training = _Training(config, data, networks, workdir, progress, worker)
     for stage in plan[training.restore(plan) :]:
         training.run(stage)
 
     # --- Result --------------------------------------------------------------
-    return training.conclude()
+    metrics = training.conclude()
+    replicas.leave(strategy, workdir)
+    return metrics
 
 
 class _Training:
     """The loop's state: networks, position, best results, and where they are kept."""
 
-    def __init__(self, config, data, networks, workdir, progress):
+    def __init__(self, config, data, networks, workdir, progress, worker):
         self.config, self.data, self.networks = config, data, networks
-        self.workdir, self.progress = workdir, progress
+        self.workdir, self.progress, self.worker = workdir, progress, worker
         self.position = checkpoints.Position()
         self.best = {phase: tf.Variable(-1.0) for phase in checkpoints.PHASES}
         parts = {k: v for k, v in vars(networks).items() if v is not None}
@@ -217,6 +229,7 @@ class _Training:
             seed=stages.stage_seed(config.seed, stage.name),
             first_example=first * config.batch_size,
             num_examples=(stage.num_steps - first) * config.batch_size,
+            worker=self.worker,
         )
 
     def _log(self, stage, step, values):

@@ -1,8 +1,9 @@
 """Steps of small networks on the devices that the arguments ask for; see test_replicas.
 
-python -m tests.replicas_program FILE none|mirrored|multi_worker ...
+    python -m tests.replicas_program FILE VARIANT ... DEVICES ...
 
-writes each one's scalars and weights after the steps to FILE-NAME.json.
+with VARIANT plain, clip, scale or parts and DEVICES none, mirrored or multi_worker
+writes scalars and weights after the steps to FILE-DEVICES-WORKER.json.
 """
 
 import json
@@ -36,7 +37,7 @@ def generator(dropout=0.0):
     return keras.Model(image, layers.Conv2D(C, 1)(x))
 
 
-def run(distribute, strategy, *, clip=None, scale=None, parts=1):
+def run(strategy, *, clip=None, scale=None, parts=1):
     """Scalars of the last step of each kind, and all weights in the end."""
     number, num_workers = replicas.worker(strategy)
     with strategy.scope():
@@ -88,7 +89,10 @@ def overflow(strategy):
         np.abs(np.asarray(w) - b).max()
         for w, b in zip(g.trainable_variables, before, strict=True)
     ]
-    return {"scale": float(np.asarray(optimizer.dynamic_scale)), "moved": float(max(moved))}
+    return {
+        "scale": float(np.asarray(optimizer.dynamic_scale)),
+        "moved": float(max(moved)),
+    }
 
 
 def masks(strategy):
@@ -107,30 +111,32 @@ def masks(strategy):
     return function(image, tf.zeros([2, SIZE, SIZE], tf.int32))["kept"].numpy().tolist()
 
 
-def main(path, kinds):
-    cpus = tf.config.list_physical_devices("CPU")
+VARIANTS = {
+    "plain": {},
+    "clip": {"clip": 0.01},
+    "scale": {"scale": 8.0},
+    "parts": {"parts": 2},
+}
+
+
+def main(path, words):
+    variants = [word for word in words if word in VARIANTS]
+    kinds = [word for word in words if word not in VARIANTS]
     if "mirrored" in kinds:
         tf.config.set_logical_device_configuration(
-            cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2,
         )
     for kind in kinds:
         strategy = replicas.make_strategy(kind)
-        variants = {
-            "plain": {},
-            "clip": {"clip": 0.01},
-            "scale": {"scale": 8.0},
-            "parts": {"parts": 2},
-        }
-        results = {name: run(kind, strategy, **v) for name, v in variants.items()}
+        found = {name: run(strategy, **VARIANTS[name]) for name in variants}
         if kind == "mirrored":
-            results["overflow"] = overflow(strategy)
-            results["masks"] = masks(strategy)
-        number, num_workers = replicas.worker(strategy)
-        add = replicas.make_sum_over_workers(strategy)
-        results["sum"] = add(np.array([1, 10 + number])).tolist()
-        results["worker"] = [number, num_workers]
-        with open(f"{path}-{kind}-{number}.json", "w") as file:
-            json.dump(results, file)
+            found["masks"] = masks(strategy)
+        if kind == "mirrored" and "scale" in variants:
+            found["overflow"] = overflow(strategy)
+        found["worker"] = replicas.worker(strategy)
+        with open(f"{path}-{kind}-{found['worker'][0]}.json", "w") as file:
+            json.dump(found, file)
 
 
 if __name__ == "__main__":

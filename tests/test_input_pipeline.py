@@ -277,6 +277,30 @@ def test_flip_mirrors_about_half_and_can_be_off(prepared):
     assert 8 <= mirrored <= 32
 
 
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_workers_share_each_batch(prepared, num_workers):
+    whole = as_arrays(batches(prepared, batch_size=4, first_example=8))
+    shares = [
+        as_arrays(
+            batches(
+                prepared, batch_size=4, first_example=8, worker=(number, num_workers)
+            )
+        )
+        for number in range(num_workers)
+    ]
+    for array, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        # [workers, batches, B / W, ...] -> [batches, workers, B / W, ...]
+        parts = np.stack([p.reshape(2, 4 // num_workers, *p.shape[1:]) for p in parts])
+        np.testing.assert_array_equal(
+            array, np.moveaxis(parts, 0, 1).reshape(array.shape)
+        )
+
+
+def test_workers_that_do_not_divide_the_batch(prepared):
+    with pytest.raises(ValueError, match="batch_size=4 is not a multiple of 3"):
+        batches(prepared, batch_size=4, worker=(0, 3))
+
+
 def test_normalize_comes_last(prepared):
     raw = as_arrays(batches(prepared))[0]
     normalized = as_arrays(batches(prepared, normalize=lambda image: image - PAD_COLOR))

@@ -173,17 +173,20 @@ def test_loss_scales_are_part_of_a_checkpoint_and_outlive_the_change_of_phase(
 
 
 @pytest.mark.parametrize(
-    "jit_compile, devices, compiles",
+    "jit_compile, devices, distribute, compiles",
     [
-        ("auto", [], False),
-        ("auto", ["GPU:0"], True),
-        ("on", [], True),
-        ("off", ["GPU:0"], False),
+        ("auto", [], "none", False),
+        ("auto", ["GPU:0"], "none", True),
+        ("auto", ["GPU:0"], "mirrored", False),
+        ("on", [], "none", True),
+        ("off", ["GPU:0"], "none", False),
     ],
 )
 def test_auto_compiles_on_gpus(
-    monkeypatch, tiny_config, jit_compile, devices, compiles
+    monkeypatch, tiny_config, jit_compile, devices, distribute, compiles
 ):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
-    config = dataclasses.replace(tiny_config, jit_compile=jit_compile)
+    config = dataclasses.replace(
+        tiny_config, jit_compile=jit_compile, distribute=distribute
+    )
     assert stages.compiles(config) is compiles

@@ -21,13 +21,15 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "per_image", "profiling", "stages",
+        "inference", "input_pipeline", "per_image", "profiling", "replicas", "stages",
         "summaries",
     },
     "stages": {
-        "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
+        "adversary", "backbones", "checkpoints", "config", "losses", "replicas",
+        "train_step",
     },
-    "train_step": {"adversary", "losses", "micro_batches"},
+    "train_step": {"adversary", "gradients", "losses", "micro_batches", "replicas"},
+    "gradients": {"micro_batches", "replicas"},
     # networks
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
@@ -56,6 +58,7 @@ MAY_IMPORT = {
     "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
+    "replicas": set(),
     "resampling": set(),
     "visualize": set(),
 }  # fmt: skip
