@@ -49,7 +49,7 @@ setup(
         "opencv-python-headless>=4.10",  # same module as opencv-python, without libGL
         "pillow>=10.4",
         "protobuf>=6.31.1",  # tensorflow-metadata: its generated code's own version
-        "scipy>=1.12",  # the .mat files of SBD
+        "scipy>=1.12",  # the .mat files of SBD; nearest labelled pixels
         "tensorboard>=2.20",  # TensorFlow 2.21 no longer brings it
         "tensorflow-datasets>=4.9.9",
         "tqdm>=4.66",

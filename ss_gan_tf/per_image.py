@@ -133,3 +133,30 @@ def read_per_image(path: str) -> PerImage:
         if not np.all(array >= 0):  # NaN too
             raise ValueError(f"{path}: {name} holds a value below 0 or no number")
     return PerImage(tuple(names.tolist()), tuple(class_names.tolist()), arrays)
+
+
+def check_same_images(first: PerImage, second: PerImage):
+    """Refuses to compare what was not measured on the same images and truth.
+
+    Args:
+        first: one run's counts.
+        second: another's.
+
+    Raises:
+        ValueError: classes or images differ, or the true pixels of a class in one.
+    """
+    if first.class_names != second.class_names:
+        raise ValueError(
+            f"classes differ: {', '.join(first.class_names)} and "
+            f"{', '.join(second.class_names)}"
+        )
+    if first.names != second.names:
+        alone = sorted(set(first.names) ^ set(second.names))
+        raise ValueError(
+            f"images differ: {len(first.names)} and {len(second.names)}, only in one: "
+            f"{', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''}"
+        )
+    truths = [images.counts["confusion"].sum(axis=2) for images in (first, second)]
+    differ = np.flatnonzero((truths[0] != truths[1]).any(axis=1))
+    if differ.size:
+        raise ValueError(f"{first.names[differ[0]]}: the truth differs")

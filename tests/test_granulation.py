@@ -112,6 +112,18 @@ def test_holes_and_components_of_ignored_pixels_alone_do_not_count():
     np.testing.assert_array_equal(counts["holes_truth"], [1, 0, 0])
 
 
+def test_parts_that_no_labelled_pixel_belongs_to_do_not_count():
+    # Taking over classes can leave such a part where pixels are equally near to two.
+    mask = np.zeros((5, 9), bool)
+    mask[1:4, 1:4] = mask[1:4, 5:8] = True
+    mask[2, 2] = mask[2, 6] = False  # two rings, each around a hole
+    valid = np.ones((5, 9), bool)
+    valid[1:4, 5:8] = False  # nothing of the second one is labelled
+    areas, right = granulation._components(mask, valid, valid)
+    assert areas.tolist() == right.tolist() == [8]
+    assert granulation._holes(mask, valid) == 1
+
+
 def test_large_areas_by_hand():
     # 10x10: sky in columns 0-5 (60 pixels), road in 6-9 (40), share 50 %: sky alone.
     label = np.zeros((10, 10), int)

@@ -1,5 +1,6 @@
 """Counts of each image, written and read again."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -125,3 +126,21 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, change, message):
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     with pytest.raises(ValueError, match=message):
         per_image.read_per_image(str(path))
+
+
+def test_only_the_same_images_and_truth_are_compared():
+    images = collected()
+    per_image.check_same_images(images, collected())
+    counts = {"confusion": images.counts["confusion"].copy()}
+    # Another prediction of the same truth: the row keeps its sum.
+    counts["confusion"][1] += [[1, -1], [0, 0]]
+    per_image.check_same_images(images, dataclasses.replace(images, counts=counts))
+    counts["confusion"][1, 0, 0] += 1
+    for change, message in (
+        ({"counts": counts}, "b: the truth differs"),
+        ({"class_names": ("sky", "car")}, "classes differ: sky, tree and sky, car"),
+        ({"names": ("a", "b", "d")}, "images differ: 3 and 3, only in one: d, ü$"),
+    ):
+        other = dataclasses.replace(images, **change)
+        with pytest.raises(ValueError, match=message):
+            per_image.check_same_images(images, other)

@@ -205,3 +205,14 @@ def test_the_exported_model_is_used_as_shown(tiny_run, tmp_path, capsys):
     program = program.replace("PHOTO.jpg", str(photo))
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() == "(1, 40, 50) (1, 40, 50, 7)"
+
+
+def test_two_runs_are_compared_as_shown(tiny_run, capsys):
+    program = blocks(README, "python")[1]
+    for run in ("vgg16_control", "vgg16_g"):
+        shown = f"RUNS/{run}/eval/test"
+        assert shown in program
+        program = program.replace(shown, f"{tiny_run}/eval/val")
+    exec(compile(program, "README.md", "exec"), {})
+    shown = capsys.readouterr().out.strip()
+    assert shown == "mIoU +0.00%, 95 % interval +0.00% to +0.00%"
