@@ -68,6 +68,7 @@ def make_segmentation_step(
 
     @tf.function(jit_compile=jit_compile)
     def segmentation_step(image, label):
+        statistics = _statistics(generator)
         _, (segmentation, gradients) = in_parts(
             segmentation_part,
             accumulate_steps,
@@ -75,8 +76,9 @@ def make_segmentation_step(
             total=(tf.constant(0.0), variables),
         )
         rate = _set_rate(optimizer, learning_rate, optimizer.iterations)
-        optimizer.apply(gradients, variables)
-        scalars = {"loss/mce": segmentation, "learning_rate/generator": rate}
+        scalars = _apply_finite("generator", optimizer, gradients, variables)
+        _keep_finite(statistics)
+        scalars |= {"loss/mce": segmentation, "learning_rate/generator": rate}
         return scalars | _loss_scale("generator", optimizer)
 
     return segmentation_step
@@ -99,6 +101,8 @@ def make_adversarial_step(
     adversarial_form: str = "saturating",
     gradient_ratio: float | None = None,
     lambda_max: float = 100.0,
+    strength: tf.Variable | None = None,
+    real_map: Callable = adversary_lib.real_map,
     generator_lr: Schedule | None = None,
     adversary_lr: Schedule | None = None,
     ignore_label: int = 255,
@@ -127,6 +131,8 @@ def make_adversarial_step(
         gradient_ratio: when set, G's weight is chosen at every step so that the
             adversarial gradient has this share of the segmentation gradient's norm.
         lambda_max: bound of the weight under `gradient_ratio`.
+        strength: factor on G's weight, changed between steps; None is 1.
+        real_map: eq. 1, (probs, label, epsilon, ignore_label) -> [B, H, W, C].
         generator_lr: generator_optimizer.iterations -> G's rate; None: its own.
         adversary_lr: generator_optimizer.iterations -> A's rate; None: its own.
         ignore_label: id of unlabelled pixels.
@@ -154,6 +160,7 @@ def make_adversarial_step(
         on_adversary,
         ignore_label,
         accumulate_steps,
+        real_map,
     )
     generator_optimizer.build(generator.trainable_variables)
     share = 1.0 / accumulate_steps
@@ -180,6 +187,7 @@ def make_adversarial_step(
     @tf.function(jit_compile=jit_compile)
     def adversarial_step(image, label):
         step = generator_optimizer.iterations
+        statistics = _statistics(generator)
         logits, send_back = _run_generator(
             generator, generator_optimizer, image, accumulate_steps
         )
@@ -205,11 +213,16 @@ def make_adversarial_step(
                 segmentation_norm, adversarial_norm, gradient_ratio, lambda_max
             )
         weight *= _ramp(step, lambda_ramp_steps)
+        if strength is not None:
+            weight *= strength
         g_rate = _set_rate(generator_optimizer, generator_lr, step)
-        generator_optimizer.apply(
+        scalars |= _apply_finite(
+            "generator",
+            generator_optimizer,
             send_back(gradients[0] + weight * gradients[1]),
             generator.trainable_variables,
         )
+        _keep_finite(statistics)
         return (
             scalars
             | {
@@ -377,7 +390,14 @@ def _segmentation_at_logits(logits, label, ignore_label, share):
 
 
 def _make_adversary_update(
-    adversary, extractor, optimizer, epsilon, weight, ignore_label, num_parts
+    adversary,
+    extractor,
+    optimizer,
+    epsilon,
+    weight,
+    ignore_label,
+    num_parts,
+    real_map=adversary_lib.real_map,
 ):
     """A's half of the step: (image, label, probs) -> (scalars, features for G)."""
     trains_extractor = extractor is not None and bool(extractor.trainable_variables)
@@ -392,7 +412,7 @@ def _make_adversary_update(
         return [] if extractor is None else [extractor(image, training=False)]
 
     def judge_part(image, label, probs):
-        real = adversary_lib.real_map(probs, label, epsilon, ignore_label)
+        real = real_map(probs, label, epsilon, ignore_label)
         fake = adversary_lib.fake_map(probs, label, ignore_label)
         frozen = None if trains_extractor else features_of(image)
         with tf.GradientTape() as tape:
@@ -415,7 +435,7 @@ def _make_adversary_update(
             keep=[tf.float32, tf.float32, tf.bool, *kept_types],
             total=variables,
         )
-        optimizer.apply(gradients, variables)
+        scalars = _apply_finite("adversary", optimizer, gradients, variables)
         if trains_extractor:  # G meets the adversary as just updated
             features, _ = in_parts(
                 lambda image: (features_of(image), ()),
@@ -424,11 +444,46 @@ def _make_adversary_update(
                 keep=feature_types,
             )
         accuracy = adversary_lib.verdict_accuracy(real, fake, cells)
-        scalars = {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
+        scalars |= {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
         scalars["loss/loss_d"] = losses.adversary_loss(real, fake, cells)
         return scalars | _loss_scale("adversary", optimizer), features
 
     return update
+
+
+def _apply_finite(name, optimizer, gradients, variables):
+    """One update in which gradients that are not all finite count as zero.
+
+    It costs one pass over the gradients, and what is not finite reaches neither the
+    weights nor the optimizer's slots; the optimizer's clock goes on. A loss scale has
+    to see its overflows, and skips those updates itself.
+
+    Returns:
+        {"finite/NAME": 1 or 0}, empty under a loss scale.
+    """
+    if _has_loss_scale(optimizer):
+        optimizer.apply(gradients, variables)
+        return {}
+    given = [g for g in gradients if g is not None]
+    finite = tf.math.is_finite(tf.add_n([tf.nn.l2_loss(g) for g in given]))
+    kept = iter(
+        tf.cond(finite, lambda: given, lambda: [tf.zeros_like(g) for g in given])
+    )
+    gradients = [g if g is None else next(kept) for g in gradients]
+    optimizer.apply(gradients, variables)
+    return {f"finite/{name}": tf.cast(finite, tf.float32)}
+
+
+def _statistics(generator):
+    """G's weights that a forward pass moves, each with its value now."""
+    weights = [w for w in generator.non_trainable_weights if "float" in w.dtype]
+    return [(w, tf.identity(w)) for w in weights]
+
+
+def _keep_finite(statistics):
+    """Puts a value back where its successor is not finite."""
+    for weight, value in statistics:
+        weight.assign(tf.where(tf.math.is_finite(weight), weight, value))
 
 
 def _set_rate(optimizer, schedule, step):
