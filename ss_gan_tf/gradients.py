@@ -128,37 +128,62 @@ def share_of_batch(num_parts: int) -> float:
 
 
 def apply(
+    name: str,
     optimizer: keras.optimizers.Optimizer,
     gradients: Sequence[tf.Tensor | None],
     variables: Sequence[keras.Variable],
-):
+) -> dict[str, tf.Tensor]:
     """One update with the sum of all replicas' gradients, which the optimizer takes.
 
-    A clipping norm of the optimizer is one for its share: norm / replicas.
+    Gradients that are not all finite, on any replica, count as zero. It costs one pass
+    over them, and what is not finite reaches neither the weights nor the optimizer's
+    slots; the optimizer's clock goes on. A loss scale has to see its overflows, and
+    skips those updates itself.
 
     Args:
-        optimizer: a Keras optimizer, which adds up what the replicas give it.
+        name: `generator` or `adversary`.
+        optimizer: a Keras optimizer, which adds up what the replicas give it. Its
+            clipping norm, if any, is one for its share: norm / replicas.
         gradients: of this replica.
         variables: in the gradients' order.
+
+    Returns:
+        {"finite/NAME": 1 or 0}, empty under a loss scale.
     """
+    given = [g for g in gradients if g is not None]
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if replicas.count() > 1 and inner.global_clipnorm:
         # It would clip each replica's part by itself: give it equal ones.
-        gradients = [
-            None if g is None else replicas.total(g) / replicas.count()
-            for g in gradients
-        ]
-    elif replicas.count() > 1 and has_loss_scale(optimizer):
+        given = [replicas.total(g) / replicas.count() for g in given]
+    scalars = {}
+    if not has_loss_scale(optimizer):
+        squares = tf.add_n([tf.nn.l2_loss(g) for g in given])
+        finite = tf.math.is_finite(replicas.total(squares))
+        given = tf.cond(
+            finite, lambda: given, lambda: [tf.zeros_like(g) for g in given]
+        )
+        scalars = {f"finite/{name}": tf.cast(finite, tf.float32)}
+    elif replicas.count() > 1:
         # It would look for an overflow on the first replica alone.
-        finite = [
-            tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None
-        ]
-        overflows = replicas.total(tf.cast(~tf.reduce_all(finite), tf.float32)) > 0
-        gradients = [
-            None if g is None else tf.where(overflows, float("inf"), g)
-            for g in gradients
-        ]
+        overflow = ~tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in given])
+        overflows = replicas.total(tf.cast(overflow, tf.float32)) > 0
+        given = [tf.where(overflows, float("inf"), g) for g in given]
+    kept = iter(given)
+    gradients = [None if g is None else next(kept) for g in gradients]
     optimizer.apply(gradients, variables)
+    return scalars
+
+
+def statistics_of(generator: keras.Model) -> list[tuple]:
+    """G's weights that a forward pass moves, each with its value now."""
+    weights = [w for w in generator.non_trainable_weights if "float" in w.dtype]
+    return [(w, tf.identity(w)) for w in weights]
+
+
+def keep_finite(statistics: list[tuple]):
+    """Puts a value of `statistics_of` back where its successor is not finite."""
+    for weight, value in statistics:
+        weight.assign(tf.where(tf.math.is_finite(weight), weight, value))
 
 
 def set_rate(

@@ -70,6 +70,7 @@ def make_segmentation_step(
         return (), (segmentation, gradients)
 
     def segmentation_step(image, label):
+        statistics = gradients_lib.statistics_of(generator)
         _, (segmentation, gradients) = in_parts(
             segmentation_part,
             accumulate_steps,
@@ -77,8 +78,9 @@ def make_segmentation_step(
             total=(tf.constant(0.0), variables),
         )
         rate = gradients_lib.set_rate(optimizer, learning_rate, optimizer.iterations)
-        apply(optimizer, gradients, variables)
-        scalars = {
+        scalars = apply("generator", optimizer, gradients, variables)
+        gradients_lib.keep_finite(statistics)
+        scalars |= {
             "loss/mce": replicas.total(segmentation),
             "learning_rate/generator": rate,
         }
@@ -104,6 +106,8 @@ def make_adversarial_step(
     adversarial_form: str = "saturating",
     gradient_ratio: float | None = None,
     lambda_max: float = 100.0,
+    strength: tf.Variable | None = None,
+    real_map: Callable = adversary_lib.real_map,
     generator_lr: Schedule | None = None,
     adversary_lr: Schedule | None = None,
     ignore_label: int = 255,
@@ -132,6 +136,8 @@ def make_adversarial_step(
         gradient_ratio: when set, G's weight is chosen at every step so that the
             adversarial gradient has this share of the segmentation gradient's norm.
         lambda_max: bound of the weight under `gradient_ratio`.
+        strength: factor on G's weight, changed between steps; None is 1.
+        real_map: eq. 1, (probs, label, epsilon, ignore_label) -> [B, H, W, C].
         generator_lr: generator_optimizer.iterations -> G's rate; None: its own.
         adversary_lr: generator_optimizer.iterations -> A's rate; None: its own.
         ignore_label: id of unlabelled pixels.
@@ -159,6 +165,7 @@ def make_adversarial_step(
         on_adversary,
         ignore_label,
         accumulate_steps,
+        real_map,
     )
     generator_optimizer.build(generator.trainable_variables)
     share = share_of_batch(accumulate_steps)
@@ -184,6 +191,7 @@ def make_adversarial_step(
 
     def adversarial_step(image, label):
         step = generator_optimizer.iterations
+        statistics = gradients_lib.statistics_of(generator)
         logits, send_back = gradients_lib.run_generator(
             generator, generator_optimizer, image, accumulate_steps
         )
@@ -210,12 +218,16 @@ def make_adversarial_step(
                 segmentation_norm, adversarial_norm, gradient_ratio, lambda_max
             )
         weight *= _ramp(step, lambda_ramp_steps)
+        if strength is not None:
+            weight *= strength
         g_rate = gradients_lib.set_rate(generator_optimizer, generator_lr, step)
-        apply(
+        scalars |= apply(
+            "generator",
             generator_optimizer,
             send_back(gradients[0] + weight * gradients[1]),
             generator.trainable_variables,
         )
+        gradients_lib.keep_finite(statistics)
         return (
             scalars
             | {
@@ -305,7 +317,14 @@ def _segmentation_at_logits(logits, label, ignore_label, share):
 
 
 def _make_adversary_update(
-    adversary, extractor, optimizer, epsilon, weight, ignore_label, num_parts
+    adversary,
+    extractor,
+    optimizer,
+    epsilon,
+    weight,
+    ignore_label,
+    num_parts,
+    real_map=adversary_lib.real_map,
 ):
     """A's half of the step: (image, label, probs) -> (scalars, features for G)."""
     trains_extractor = extractor is not None and bool(extractor.trainable_variables)
@@ -321,7 +340,7 @@ def _make_adversary_update(
         return [] if extractor is None else [extractor(image, training=False)]
 
     def judge_part(image, label, probs):
-        real = adversary_lib.real_map(probs, label, epsilon, ignore_label)
+        real = real_map(probs, label, epsilon, ignore_label)
         fake = adversary_lib.fake_map(probs, label, ignore_label)
         frozen = None if trains_extractor else features_of(image)
         with tf.GradientTape() as tape:
@@ -344,7 +363,7 @@ def _make_adversary_update(
             keep=[tf.float32, tf.float32, tf.bool, *kept_types],
             total=variables,
         )
-        apply(optimizer, gradients, variables)
+        scalars = apply("adversary", optimizer, gradients, variables)
         if trains_extractor:  # G meets the adversary as just updated
             features, _ = in_parts(
                 lambda image: (features_of(image), ()),
@@ -354,7 +373,7 @@ def _make_adversary_update(
             )
         real, fake, cells = map(replicas.joined, (real, fake, cells))
         accuracy = adversary_lib.verdict_accuracy(real, fake, cells)
-        scalars = {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
+        scalars |= {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
         scalars["loss/loss_d"] = losses.adversary_loss(real, fake, cells)
         return scalars | gradients_lib.loss_scale("adversary", optimizer), features
 

@@ -48,7 +48,7 @@ def test_a_gradient_through_g_by_hand(linear, num_parts, scale):
     np.testing.assert_array_equal(logits, 3 * images())
     # Sum of the images, 15, and 2 * 0.5 * w = 3 once, however many parts.
     assert float(tf.squeeze(gradient)) == 18 * (scale or 1)
-    gradients.apply(optimizer, [gradient], linear.trainable_variables)
+    gradients.apply("generator", optimizer, [gradient], linear.trainable_variables)
     # The scale does not arrive: 3 - 0.1 * 18.
     assert float(np.squeeze(linear.weights[0])) == pytest.approx(1.2)
 

@@ -20,9 +20,18 @@ PACKAGES = ("ss_gan_tf", "experiments", "data_prep")
 MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
-        "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "per_image", "profiling", "replicas", "stages",
-        "summaries",
+        "backbones", "checkpoints", "config", "evaluate", "export", "guard",
+        "input_pipeline", "per_image", "profiling", "replicas", "run_state",
+        "stages", "summaries", "validation",
+    },
+    "collapse": {
+        "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",
+        "train",
+    },
+    "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
+    "validation": {
+        "adversary", "backbones", "config", "evaluate", "inference", "input_pipeline",
+        "stages", "summaries",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "replicas",
@@ -34,7 +43,7 @@ MAY_IMPORT = {
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
-    "checkpoints": {"backbones", "config", "generator"},
+    "checkpoints": {"backbones", "config", "generator", "states"},
     "evaluate": {"inference", "measures", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
@@ -45,12 +54,13 @@ MAY_IMPORT = {
     "boundary": {"metrics"},
     "calibration": {"metrics"},
     "granulation": {"metrics"},
-    "summaries": {"visualize"},
+    "summaries": {"states", "visualize"},
     # leaves
     "backbones": {"dilation"},
     "config": set(),
     "datasets": set(),
     "dilation": set(),
+    "guard": set(),
     "inference": set(),
     "input_pipeline": set(),
     "losses": set(),
@@ -60,6 +70,7 @@ MAY_IMPORT = {
     "profiling": set(),
     "replicas": set(),
     "resampling": set(),
+    "states": set(),
     "visualize": set(),
 }  # fmt: skip
 
