@@ -16,11 +16,9 @@ import tensorflow as tf
 from ss_gan_tf.backbones import load_imagenet
 from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.generator import build_generator
+from ss_gan_tf.states import UNREADABLE, numbers
 
 PHASES = ("phase1", "phase2")
-
-# What TensorFlow raises for a checkpoint that is damaged or of another network.
-UNREADABLE = (ValueError, AssertionError, IndexError, tf.errors.OpError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +133,8 @@ def load_generator(run: Run, checkpoint: str = "last") -> tuple[keras.Model, dic
 
 
 def has_checkpoint(workdir: str) -> bool:
-    """Whether the folder holds a state to resume from."""
-    return bool(tf.train.latest_checkpoint(os.path.join(workdir, "checkpoints")))
+    """Whether the folder holds a state to resume from, whole or damaged."""
+    return bool(numbers(os.path.join(workdir, "checkpoints")))
 
 
 def find_checkpoint(workdir: str, which: str) -> str:
@@ -157,7 +155,7 @@ def find_checkpoint(workdir: str, which: str) -> str:
 
 
 def restore_generator(generator: keras.Model, path: str) -> dict:
-    """Loads G's weights from one checkpoint, whatever else it holds.
+    """Loads G's weights from one checkpoint, its average where it holds one.
 
     Args:
         generator: of the same architecture and class count.
@@ -171,8 +169,11 @@ def restore_generator(generator: keras.Model, path: str) -> dict:
     """
     position = Position()
     try:
-        status = tf.train.Checkpoint(generator=generator, position=position)
-        status = status.restore(path)
+        names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        averages = any(name.startswith("average/") for name in names)
+        part = {"average" if averages else "generator": generator}
+        status = tf.train.Checkpoint(position=position, **part)
+        status = status.read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0][:300]

@@ -77,10 +77,18 @@ class Config:
     weight_decay: float = 0.0  # decoupled, on G; none stated
     gradient_clip_norm: float = 0.0  # global norm on G, 0 is off; none stated
     precision: str = "float32"  # or mixed_bfloat16, mixed_float16; losses in float32
+    ema_decay: float = 0.0  # running average of G's weights, per step; 0 is off
+
+    # --- Guard (not in the paper) --------------------------------------------
+    guard: bool = False  # goes back and weakens A where phase 2 collapses
+    guard_retries: int = 3  # times, before the run ends with phase 1's weights
+    guard_miou_drop: float = 0.02  # share of 1 that mIoU may fall below phase 1's
 
     # --- Execution -----------------------------------------------------------
     jit_compile: str = "auto"  # XLA: auto (on GPUs) | on | off
     accumulate_steps: int = 1  # parts of a batch, one after the other; divide it
+    distribute: str = "none"  # none | mirrored (all GPUs here) | multi_worker
+    deterministic: bool = False  # the same bits again on the same machine, slower
 
     # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
     eval_mode: str = "whole"  # whole | sliding; silent
@@ -120,6 +128,13 @@ class Config:
             "accumulate_steps",
             self.accumulate_steps,
             f"must divide batch_size={self.batch_size}",
+        )
+        _require(
+            self.distribute == "none" or self.jit_compile != "on",
+            "jit_compile",
+            self.jit_compile,
+            f"does not go with distribute={self.distribute}: XLA compiles steps of "
+            "one device",
         )
         _require(
             0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
@@ -240,6 +255,7 @@ CHOICES = {
     "adversary_optimizer": ("momentum", "adam"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "jit_compile": ("auto", "on", "off"),
+    "distribute": ("none", "mirrored", "multi_worker"),
     "eval_mode": ("whole", "sliding"),
     "eval_metrics": ("basic", "full"),
 }
@@ -268,6 +284,9 @@ RANGES = {
     "adversary_warmup_steps": (0, 10**9),
     "weight_decay": (0.0, 1.0),
     "gradient_clip_norm": (0.0, 1e6),
+    "ema_decay": (0.0, 0.999999),
+    "guard_retries": (0, 1000),
+    "guard_miou_drop": (0.0, 1.0),
     "accumulate_steps": (1, 4096),
     "eval_window": (32, 8192),
     "eval_overlap": (0.0, 0.95),
@@ -281,7 +300,7 @@ RANGES = {
 
 # Fields that change how a step is computed: its numbers within rounding, the draws of
 # dropout, and what batch normalisation that trains sees at a time.
-EXECUTION = ("jit_compile", "accumulate_steps")
+EXECUTION = ("jit_compile", "accumulate_steps", "distribute", "deterministic")
 
 # Fields that change what is written and when, but no weight.
 BOOKKEEPING = (
@@ -314,6 +333,7 @@ PRESETS = {
         "adversary_optimizer": "adam",
         "adversary_lr": 5e-4,
         "adversary_warmup_steps": 500,
+        "guard": True,
     },
     # Minutes on two cores, from random weights; not the paper's network.
     "smoke": {
@@ -333,6 +353,7 @@ PRESETS = {
         "adversary_optimizer": "adam",
         "adversary_lr": 5e-4,
         "adversary_warmup_steps": 50,
+        "guard": True,
         "log_every": 20,
         "eval_every": 300,
         "save_every": 300,

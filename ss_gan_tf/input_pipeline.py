@@ -152,12 +152,14 @@ def train_batches(
     seed: int,
     first_example: int = 0,
     num_examples: int | None = None,
+    worker: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Shuffled, augmented batches; the n-th example is a function of (seed, n).
 
     n counts the examples of the whole run from 0; batch k of a run holds the
     examples k * batch_size to (k + 1) * batch_size - 1.  Every pass over the
-    split shows each example once, in a new order.
+    split shows each example once, in a new order. Of W workers number w gets the
+    w-th of W equal shares of each batch.
 
     Args:
         prepared: The data set.
@@ -169,11 +171,12 @@ def train_batches(
         pad_color: RGB in 0..255 of pixels outside the image, rounded.
         seed: 0..2^31 - 1.
         first_example: n of the first example: where a resumed run goes on.
-        num_examples: Examples to deliver; None for an endless stream.
+        num_examples: Examples to deliver to all workers; None for an endless stream.
+        worker: (w, W); W divides B.
 
     Returns:
-        {"image": [B, S, S, 3] uint8 RGB, "label": [B, S, S] uint8}, see `to_model`; a
-        last batch that is not full is dropped.
+        {"image": [B / W, S, S, 3] uint8 RGB, "label": [B / W, S, S] uint8}, see
+        `to_model`; a last batch that is not full is dropped.
 
     Raises:
         ValueError: An argument is out of range, or there is no such split.
@@ -215,10 +218,24 @@ def train_batches(
             "label": tf.ensure_shape(label, [crop_size, crop_size]),
         }
 
+    number, num_workers = worker
+    if batch_size % num_workers:
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of {num_workers} workers."
+        )
+    share = batch_size // num_workers
+    examples = tf.data.Dataset.range(first_example, last)
+    if num_workers > 1:
+        if num_examples is not None:  # a batch that is full for some is for none
+            examples = examples.take(num_examples - num_examples % batch_size)
+        examples = examples.filter(
+            lambda n: (n - first_example) % batch_size // share == number
+        )
     return (
-        tf.data.Dataset.range(first_example, last)
-        .map(load_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
+        examples.map(
+            load_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        .batch(share, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
 

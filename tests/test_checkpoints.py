@@ -82,7 +82,7 @@ def test_other_classes_are_refused_bookkeeping_and_execution_are_not(
     checkpoints.check_same_run(
         tiny_run, dataclasses.replace(tiny_config, log_every=1), names
     )
-    execution = {"jit_compile": "on", "accumulate_steps": 2}
+    execution = {"accumulate_steps": 2, "distribute": "mirrored"}
     checkpoints.check_same_run(
         tiny_run, dataclasses.replace(tiny_config, **execution), names
     )

@@ -285,6 +285,30 @@ def test_to_model_normalizes_colours_and_keeps_ids(prepared):
     np.testing.assert_array_equal(label, batch["label"])
 
 
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_workers_share_each_batch(prepared, num_workers):
+    whole = as_arrays(batches(prepared, batch_size=4, first_example=8))
+    shares = [
+        as_arrays(
+            batches(
+                prepared, batch_size=4, first_example=8, worker=(number, num_workers)
+            )
+        )
+        for number in range(num_workers)
+    ]
+    for array, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        # [workers, batches, B / W, ...] -> [batches, workers, B / W, ...]
+        parts = np.stack([p.reshape(2, 4 // num_workers, *p.shape[1:]) for p in parts])
+        np.testing.assert_array_equal(
+            array, np.moveaxis(parts, 0, 1).reshape(array.shape)
+        )
+
+
+def test_workers_that_do_not_divide_the_batch(prepared):
+    with pytest.raises(ValueError, match="batch_size=4 is not a multiple of 3"):
+        batches(prepared, batch_size=4, worker=(0, 3))
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31])
 def test_seed_out_of_range(prepared, seed):
     with pytest.raises(ValueError, match=f"seed={seed}"):

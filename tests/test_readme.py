@@ -138,7 +138,9 @@ def test_the_table_of_presets():
         shown.add(name)
         for cell, config in zip(cells, configs, strict=True):
             value = getattr(config, name)
-            if cell != "-":  # has no effect there
+            if isinstance(value, bool):
+                assert cell == ("on" if value else "off"), row
+            elif cell != "-":  # has no effect there
                 read = cell if isinstance(value, str) else float(cell.replace(",", ""))
                 assert read == value, row
     assert shown == differ

@@ -20,20 +20,30 @@ PACKAGES = ("ss_gan_tf", "experiments", "data_prep")
 MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
-        "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "per_image", "profiling", "stages",
-        "summaries",
+        "backbones", "checkpoints", "config", "evaluate", "export", "guard",
+        "input_pipeline", "per_image", "profiling", "replicas", "run_state",
+        "stages", "summaries", "validation",
+    },
+    "collapse": {
+        "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",
+        "train",
+    },
+    "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
+    "validation": {
+        "adversary", "backbones", "config", "evaluate", "inference", "input_pipeline",
+        "stages", "summaries",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "optimizers",
-        "train_step",
+        "replicas", "train_step",
     },
-    "train_step": {"adversary", "losses", "micro_batches"},
+    "train_step": {"adversary", "gradients", "losses", "micro_batches", "replicas"},
+    "gradients": {"micro_batches", "replicas"},
     # networks
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
-    "checkpoints": {"backbones", "config", "generator"},
+    "checkpoints": {"backbones", "config", "generator", "states"},
     "evaluate": {"inference", "measures", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "visualize"},
@@ -44,13 +54,14 @@ MAY_IMPORT = {
     "boundary": {"metrics"},
     "calibration": {"metrics"},
     "granulation": {"metrics"},
-    "summaries": {"visualize"},
+    "summaries": {"states", "visualize"},
     # leaves
     "allocation": set(),
     "backbones": {"dilation"},
     "config": set(),
     "datasets": set(),
     "dilation": set(),
+    "guard": set(),
     "inference": set(),
     "input_pipeline": set(),
     "losses": set(),
@@ -60,7 +71,9 @@ MAY_IMPORT = {
     "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
+    "replicas": set(),
     "resampling": set(),
+    "states": set(),
     "visualize": set(),
 }  # fmt: skip
 

@@ -117,3 +117,21 @@ def test_panels_show_every_tile():
     assert panel.dtype == np.uint8 and panel.shape[1] >= 4 * 60
     verdicts = summaries.verdict_panel(image, np.ones([4, 4]), np.zeros([4, 4]))
     assert verdicts.shape[1] >= 2 * 60
+
+
+def test_cut_back_takes_out_what_was_written_since(tmp_path):
+    first = summaries.Summaries(str(tmp_path))
+    first.scalars(1, {"a": 1.0})
+    sizes = summaries.log_sizes(str(tmp_path))
+    first.scalars(2, {"a": 2.0})
+    first.close()
+    second = summaries.Summaries(str(tmp_path))
+    second.scalars(2, {"a": 2.0})
+    second.close()
+    assert len(summaries.log_sizes(str(tmp_path))) == 2
+    (tmp_path / "run.json").write_text("{}")
+    summaries.cut_back(str(tmp_path), sizes)
+    assert summaries.log_sizes(str(tmp_path)) == sizes
+    assert [step for step, _ in read(tmp_path)["a"]] == [1]
+    summaries.cut_back(str(tmp_path), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
