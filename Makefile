@@ -5,7 +5,7 @@
 #   make test       the quick suite, minutes on two cores
 #   make test-all   the quick suite and the long runs
 #   make lint       what a change has to pass; `make format` mends most of it
-#   make bench      steps per second of the paper's network at the paper's size
+#   make bench      how fast this machine is
 #   make clean      remove .venv, caches and what `make train` and `make bench` left
 #
 #   PYTHON=python3.12   makes .venv with another Python (3.10 to 3.13)
@@ -17,7 +17,7 @@ VENV ?= .venv
 
 DATA = data
 RUN = runs/smoke
-BENCH = runs/bench
+SPEED = runs/speed.json
 
 # A picture of no split, to predict on.
 SCENE = runs/scene.png
@@ -69,14 +69,10 @@ format: $(LINTER)
 	$(RUFF) format .
 
 bench: $(INSTALLED)
-	rm -rf $(BENCH)
-	$(PY) -m data_prep.prepare --dataset=synthetic --data_dir=$(DATA)
-	$(PY) -m experiments.train --arm=vgg16_g --dataset=synthetic --preset=paper \
-	    --backbone_weights=none --phase1_steps=20 --phase2_steps=20 \
-	    --data_dir=$(DATA) --workdir=$(BENCH)
+	$(PY) -m experiments.benchmark --what=all --json=$(SPEED)
 
 clean:
-	rm -rf $(VENV) $(RUN) $(BENCH) $(SCENE) runs/predictions $(DATA)/synthetic
+	rm -rf $(VENV) $(RUN) $(SPEED) $(SCENE) runs/predictions $(DATA)/synthetic
 	rm -rf build *.egg-info
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find ss_gan_tf experiments data_prep tests -name __pycache__ -prune \

@@ -1,0 +1,70 @@
+"""Comparing speeds on a machine that may have other work to do.
+
+What is compared is measured in turns, so that a slow minute hits all of it, and is
+reported as a median with its range.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Measures variants in turns: forth, back, forth, ...
+
+    Every second round is reversed: a machine that becomes steadily slower, or a cache
+    that the one before leaves warm, then favours nobody.
+
+    Args:
+        variants: Name -> the work; it must return only when the work is done.
+        repeats: Rounds that count.
+        warmup: Rounds before them, which compile and fill caches.
+        clock: Seconds.
+
+    Returns:
+        Name -> seconds of each counted round, in order.
+
+    Raises:
+        ValueError: There is no round, or nothing to measure.
+    """
+    if repeats < 1 or not variants:
+        raise ValueError(f"repeats={repeats}: must be at least 1, of something.")
+    seconds = {name: [] for name in variants}
+    for number in range(-warmup, repeats):
+        names = list(variants) if number % 2 == 0 else list(variants)[::-1]
+        for name in names:
+            start = clock()
+            variants[name]()
+            elapsed = clock() - start
+            if number >= 0:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of measured values."""
+    return {
+        "median": statistics.median(values),
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Aligned text: the first row is the header, the first column is to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    )
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""The program offers what has a module, prints it and keeps it."""
+
+import json
+import types
+
+import pytest
+from absl import flags
+
+from experiments import benchmark
+
+
+def measurement(value):
+    """A module as `experiments.benchmarks` has them, which measures nothing."""
+    return types.SimpleNamespace(
+        define_flags=lambda: flags.DEFINE_integer(f"size_of_{value}", 1, "Size."),
+        run=lambda flags_values: {"rows": [value], "arm": flags_values.arm},
+        format=lambda result: f"measured {result['rows'][0]} of {result['arm']}",
+    )
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """main with flags of its own and two made-up measurements."""
+    values = flags.FlagValues()
+    monkeypatch.setattr(benchmark, "FLAGS", values)
+    monkeypatch.setattr(
+        benchmark, "MODULES", {"input": measurement("a"), "step": measurement("b")}
+    )
+    with monkeypatch.context() as patch:
+        for name in ("enum", "bool", "integer", "float", "string", "list"):
+            define = getattr(flags, f"DEFINE_{name}")
+            patch.setattr(
+                f"absl.flags.DEFINE_{name}",
+                lambda *args, define=define, **kwargs: define(
+                    *args, flag_values=values, **kwargs
+                ),
+            )
+        benchmark.define_flags()
+
+    def program(*arguments):
+        benchmark.main(values(["benchmark", *arguments]))
+
+    return program
+
+
+def test_one_measurement(program, capsys):
+    program("--what=step", "--arm=resnet50")
+    out = capsys.readouterr().out
+    assert "commit" in out
+    assert "--- step ---\nmeasured b of resnet50" in out
+    assert "measured a" not in out
+
+
+def test_all_of_them_as_json(program, tmp_path, capsys):
+    path = tmp_path / "new" / "speed.json"
+    program("--what=all", f"--json={path}")
+    result = json.loads(path.read_text())
+    assert list(result["results"]) == ["input", "step"]
+    assert result["results"]["step"] == {"rows": ["b"], "arm": "vgg16_g"}
+    assert result["machine"]["cores"] >= 1
+    assert [file.name for file in path.parent.iterdir()] == ["speed.json"]
+    assert str(path) in capsys.readouterr().out
+
+
+def test_unknown_measurement_is_one_line(program):
+    with pytest.raises(SystemExit) as end:
+        program("--what=colour")
+    assert end.value.code == "error: what=colour: must be one of input, step, all."
+
+
+def test_json_that_cannot_be_written_is_found_first(program, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "speed.json"):
+        with pytest.raises(SystemExit) as end:
+            program(f"--json={path}")
+        assert end.value.code.startswith("error: ") and "\n" not in end.value.code
+    assert "measured" not in capsys.readouterr().out
+
+
+def test_measurements_offered_are_those_with_a_module():
+    for module in benchmark.MODULES.values():
+        assert all(map(callable, (module.define_flags, module.run, module.format)))
