@@ -23,6 +23,7 @@ def arguments(data_dir, workdir, **changes):
         "dataset": "synthetic",
         "width": 0.03125,
         "crop_size": 32,
+        "grid_size": 2,
         "batch_size": 2,
         "phase1_steps": 150,
         "adversary_warmup_steps": 100,
