@@ -15,6 +15,7 @@ from experiments.progress import show_own_messages
 from ss_gan_tf import checkpoints
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.export import export
+from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -65,7 +66,7 @@ def main(argv):
     try:
         export_run(FLAGS.workdir, FLAGS.output_dir, FLAGS.checkpoint)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     print(f"exported to {FLAGS.output_dir}")
 
 

@@ -16,6 +16,7 @@ from experiments.flags import (
 )
 from experiments.progress import StepProgress, show_own_messages
 from ss_gan_tf.measures import format_table
+from ss_gan_tf.messages import first_line, one_line
 from ss_gan_tf.train import train
 
 FLAGS = flags.FLAGS
@@ -36,9 +37,9 @@ def main(argv):
         config = config_from_flags()
         metrics = train(config, FLAGS.data_dir, FLAGS.workdir, StepProgress())
     except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except tf.errors.OpError as error:  # a damaged record, no memory left
-        sys.exit(f"error: {error.message.strip().splitlines()[0]}")
+        sys.exit(f"error: {first_line(error)}")
     print(format_table(metrics))
     print(f"{config.val_split}: {FLAGS.workdir}/eval/{config.val_split}/metrics.json")
     print(f"SavedModel: {FLAGS.workdir}/export")
