@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf import __version__, checkpoints, stages, summaries
+from ss_gan_tf import __version__, checkpoints, lock, preflight, stages, summaries
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import BOOKKEEPING, Config
@@ -56,20 +56,26 @@ def train(
 
     Raises:
         FileNotFoundError: data, weights or the run to start from are missing.
-        ValueError: they do not fit the config, or RUN holds another run.
+        ValueError: they do not fit the config, RUN holds another run or is in use,
+            or there is too little room.
         FloatingPointError: a loss is no longer finite.
     """
+    with lock.alone_in(workdir):
+        return _train(config, data_dir, workdir, progress)
+
+
+def _train(config, data_dir, workdir, progress):
+    """`train`, in a folder of its own."""
     # --- Data ----------------------------------------------------------------
     data = open_dataset(config.dataset, data_dir)
     for split in (config.train_split, config.val_split):
         data.source(split)  # an unknown split is an error before the long work
 
     # --- Models and optimizers -----------------------------------------------
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise ValueError(f"workdir={workdir}: is a file")
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(workdir, config, data.class_names)
+    preflight.check(config, data, workdir)
     networks, weights = stages.create_networks(
         config, data.class_names, load_weights=not resumes
     )

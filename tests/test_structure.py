@@ -21,8 +21,12 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "adversary", "backbones", "checkpoints", "config", "evaluate", "export",
-        "inference", "input_pipeline", "per_image", "profiling", "stages",
-        "summaries",
+        "inference", "input_pipeline", "lock", "per_image", "preflight", "profiling",
+        "stages", "summaries",
+    },
+    "preflight": {
+        "checkpoints", "config", "config_rules", "input_pipeline", "resources",
+        "strict_json",
     },
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "train_step",
@@ -52,6 +56,7 @@ MAY_IMPORT = {
     "dilation": set(),
     "inference": set(),
     "input_pipeline": set(),
+    "lock": set(),
     "losses": set(),
     "messages": set(),
     "metrics": set(),
@@ -59,6 +64,7 @@ MAY_IMPORT = {
     "per_image": set(),
     "profiling": set(),
     "resampling": set(),
+    "resources": set(),
     "strict_json": set(),
     "visualize": set(),
 }  # fmt: skip
