@@ -1,12 +1,12 @@
 r"""Broken files by the hundred thousand, for every door through which files come.
 
-python -m tests.fuzz --inputs=100000
+python -m tests.fuzz 100000
 
 Each input is a valid file that has been damaged, by bytes or by structure.  A door may
 give a result or refuse the file by its own error, in one line of printable text; any
 other end, more memory than MEMORY_BYTES, or a file written anywhere is a finding.
-The n-th input is a function of (seed, n): --first=N --inputs=1 makes it again and shows
-the whole error.  It is no test of the suite: it takes an hour on one core.
+The n-th input is a function of (seed, n): `python -m tests.fuzz 1 N` makes it again.  A
+few hundred of them are a test of the suite; a hundred thousand take an hour.
 """
 
 import argparse
@@ -458,8 +458,8 @@ def finding(door, rng):
 def main():
     """Runs the inputs and says what was found; exits with 1 if anything was."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--inputs", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("inputs", nargs="?", type=int, default=1000)
+    parser.add_argument("first", nargs="?", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     faulthandler.enable()

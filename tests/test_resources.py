@@ -62,7 +62,7 @@ def test_memory_grows_with_what_it_should(backbone):
     pixels = (resources.SCORES + resources.ACTIVATIONS[backbone]) * 500**2
     assert need(batch_size=3) - need() == pixels
     assert need(crop_size=1000) - need() == 2 * 3 * pixels
-    assert need(generator=0) == resources.START[backbone] + 2 * pixels
+    assert need(generator=0) == resources.START + 2 * pixels
     assert need() - need(generator=0) == 4 * resources.COPIES * 10**8
     half = resources.ACTIVATIONS[backbone] * 500**2
     assert need() - need(width=0.5) == half
