@@ -15,6 +15,7 @@ from experiments.progress import show_own_messages
 from ss_gan_tf import checkpoints
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.export import export
+from ss_gan_tf.messages import one_line
 from ss_gan_tf.onnx_export import add_onnx, check_installed
 
 FLAGS = flags.FLAGS
@@ -73,7 +74,7 @@ def main(argv):
         if FLAGS.format == "onnx":
             add_onnx(FLAGS.output_dir)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     print(f"exported to {FLAGS.output_dir}")
 
 

@@ -21,6 +21,7 @@ from experiments.flags import (
 from experiments.progress import StepProgress, show_own_messages
 from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.measures import format_table
+from ss_gan_tf.messages import first_line, one_line
 from ss_gan_tf.train import Stopped, train
 
 FLAGS = flags.FLAGS
@@ -65,9 +66,9 @@ def main(argv):
         print(stopped, file=sys.stderr)
         sys.exit(128 + received[0])
     except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except tf.errors.OpError as error:  # a damaged record, no memory left
-        sys.exit(f"error: {error.message.strip().splitlines()[0]}")
+        sys.exit(f"error: {first_line(error)}")
     print(format_table(metrics))
     print(f"{config.val_split}: {FLAGS.workdir}/eval/{config.val_split}/metrics.json")
     print(f"SavedModel: {FLAGS.workdir}/export")

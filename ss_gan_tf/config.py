@@ -9,6 +9,8 @@ Only `train.py`, `checkpoints.py` and the binaries read a `Config`.
 import dataclasses
 import json
 
+from ss_gan_tf import config_rules, strict_json
+
 # arm -> (backbone, trained with the adversary): the columns of Tables 3 and 4.
 ARMS = {
     "vgg16": ("vgg16", False),
@@ -108,9 +110,7 @@ class Config:
     profile_steps: tuple[int, ...] = ()  # first,last step of G that is profiled
 
     def __post_init__(self):
-        object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
-        object.__setattr__(self, "eval_scales", tuple(map(float, self.eval_scales)))
-        object.__setattr__(self, "profile_steps", tuple(self.profile_steps))
+        config_rules.check_types(self)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -135,23 +135,6 @@ class Config:
             self.jit_compile,
             f"does not go with distribute={self.distribute}: XLA compiles steps of "
             "one device",
-        )
-        _require(
-            0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
-            and all(rate >= 1 for rate in self.aspp_rates),
-            "aspp_rates",
-            self.aspp_rates,
-            "must be different positive integers",
-        )
-        _require(
-            0 < len(set(self.eval_scales)) == len(self.eval_scales)
-            and all(0.1 <= scale <= 10 for scale in self.eval_scales),
-            "eval_scales",
-            self.eval_scales,
-            "must be different numbers in [0.1, 10.0]",
-        )
-        _require(
-            self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
         )
         _require(
             not self.profile_steps
@@ -231,10 +214,12 @@ class Config:
         Raises:
             ValueError: the text is not a JSON object, or has unknown fields.
         """
-        values = json.loads(text)
+        values = strict_json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"config: is a {type(values).__name__}, not an object")
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) - known:
-            raise ValueError(f"config: unknown fields {sorted(set(values) - known)}")
+        if unknown := sorted(set(values) - known):
+            raise config_rules.refusal("config", unknown, "unknown fields")
         if isinstance(values.get("jit_compile"), bool):  # a switch once
             values["jit_compile"] = "on" if values["jit_compile"] else "off"
         return cls(**values)
@@ -242,7 +227,7 @@ class Config:
 
 def _require(condition: bool, name: str, value, rule: str):
     if not condition:
-        raise ValueError(f"{name}={value!r}: {rule}")
+        raise config_rules.refusal(name, value, rule)
 
 
 CHOICES = {

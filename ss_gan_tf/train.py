@@ -19,7 +19,16 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from ss_gan_tf import __version__, checkpoints, guard, replicas, stages, summaries
+from ss_gan_tf import (
+    __version__,
+    checkpoints,
+    guard,
+    lock,
+    preflight,
+    replicas,
+    stages,
+    summaries,
+)
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import BOOKKEEPING, Config
 from ss_gan_tf.evaluate import write_metrics
@@ -69,32 +78,39 @@ def train(
 
     Raises:
         FileNotFoundError: data, weights or the run to start from are missing.
-        ValueError: they do not fit the config, or RUN holds another run.
+        ValueError: they do not fit the config, RUN holds another run or is in use,
+            or there is too little room.
         FloatingPointError: a loss is no longer finite.
         OSError: no room to write; what was saved before stays good.
         Stopped: `stop` said so.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-
-    # --- Devices -------------------------------------------------------------
     strategy = replicas.make_strategy(config.distribute)
     replicas.check_batch(
         config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
     )
+    folder = replicas.own_folder(strategy, workdir)
+    with lock.alone_in(folder):
+        metrics = _train(
+            config, data_dir, folder, progress, stop, make_stages, strategy
+        )
+        replicas.leave(strategy, folder)
+    return metrics
 
+
+def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
+    """`train`, in a folder of its own."""
     # --- Data ----------------------------------------------------------------
     data = open_dataset(config.dataset, data_dir)
     for split in (config.train_split, config.val_split):
         data.source(split)  # an unknown split is an error before the long work
 
     # --- Models and optimizers -----------------------------------------------
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise ValueError(f"workdir={workdir}: is a file")
-    workdir = replicas.own_folder(strategy, workdir)
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(workdir, config, data.class_names)
+    preflight.check(config, data, workdir)
     with strategy.scope():
         networks, weights = stages.create_networks(
             config, data.class_names, load_weights=not resumes
@@ -116,9 +132,7 @@ def train(
         training.run(stage)
 
     # --- Result --------------------------------------------------------------
-    metrics = training.conclude()
-    replicas.leave(strategy, workdir)
-    return metrics
+    return training.conclude()
 
 
 class _Training:

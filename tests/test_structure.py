@@ -21,8 +21,12 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "backbones", "checkpoints", "config", "evaluate", "export", "guard",
-        "input_pipeline", "per_image", "profiling", "replicas", "run_state",
-        "stages", "summaries", "validation",
+        "input_pipeline", "lock", "per_image", "preflight", "profiling", "replicas",
+        "run_state", "stages", "summaries", "validation",
+    },
+    "preflight": {
+        "checkpoints", "config", "config_rules", "input_pipeline", "resources",
+        "strict_json",
     },
     "collapse": {
         "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",
@@ -43,10 +47,12 @@ MAY_IMPORT = {
     "generator": {"backbones", "dilation", "resampling"},
     "adversary": {"backbones", "resampling"},
     # what a run leaves behind and how it is read again
-    "checkpoints": {"backbones", "config", "generator", "states"},
+    "checkpoints": {
+        "backbones", "config", "generator", "messages", "states", "strict_json",
+    },
     "evaluate": {"inference", "measures", "per_image"},
     "export": {"inference"},
-    "predict": {"export", "inference", "visualize"},
+    "predict": {"export", "inference", "messages", "strict_json", "visualize"},
     "submission": {"datasets"},
     # figures of a prediction
     "measures": {"boundary", "calibration", "granulation", "metrics"},
@@ -58,13 +64,16 @@ MAY_IMPORT = {
     # leaves
     "allocation": set(),
     "backbones": {"dilation"},
-    "config": set(),
+    "config": {"config_rules", "strict_json"},
+    "config_rules": set(),
     "datasets": set(),
     "dilation": set(),
     "guard": set(),
     "inference": set(),
     "input_pipeline": set(),
+    "lock": set(),
     "losses": set(),
+    "messages": set(),
     "metrics": set(),
     "onnx_export": set(),
     "optimizers": set(),
@@ -73,7 +82,9 @@ MAY_IMPORT = {
     "profiling": set(),
     "replicas": set(),
     "resampling": set(),
+    "resources": set(),
     "states": set(),
+    "strict_json": set(),
     "visualize": set(),
 }  # fmt: skip
 
@@ -81,8 +92,8 @@ MAY_IMPORT = {
 # with a row of its own is an exception to its package's.
 LIBRARY_SEEN_BY = {
     "experiments": None,
-    "data_prep": {"datasets"},
-    "data_prep/browse.py": {"input_pipeline", "visualize"},
+    "data_prep": {"datasets", "messages", "strict_json"},
+    "data_prep/browse.py": {"input_pipeline", "messages", "visualize"},
 }
 
 # Import name -> distribution, where the two differ.

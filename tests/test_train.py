@@ -349,9 +349,9 @@ def test_the_command_in_a_new_folder(tiny_data, tmp_path, arm):
     assert "mIoU" in result.stdout and str(workdir / "export") in result.stdout
     assert (workdir / "export" / "saved_model.pb").is_file()
 
-    refused = command(*arguments, "--lambda_adv=0.5")
+    refused = command(*arguments, "--gradient_ratio=0.5")
     assert refused.returncode == 1
-    assert "lambda_adv=0.01 there, 0.5 now" in refused.stderr
+    assert "gradient_ratio=0.3 there, 0.5 now" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
