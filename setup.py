@@ -30,6 +30,12 @@ TEST = [
     "playwright>=1.45",  # the report in a browser of the system's own
     "pytest>=8.3",
 ]
+ONNX = [
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "tf2onnx>=1.17",
+]
+PEERS = [*ONNX, "torch>=2.6"]
 
 setup(
     name="ss_gan_tf",
@@ -64,6 +70,9 @@ setup(
         "cpu": CPU,
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "test": TEST,
+        "onnx": ONNX,  # experiments.export --format=onnx
+        # What experiments.benchmark compares with.
+        "peers": PEERS,
         # cityscapesscripts is the benchmark's own metric, which ours is held against.
         "dev": [*TEST, "cityscapesscripts>=2.3", "ruff==0.17.*"],
     },

@@ -9,24 +9,54 @@ of it is kept.
 import dataclasses
 import gzip
 import hashlib
+import lzma
+import re
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from ss_gan_tf.messages import first_line, one_line
 
 # Name relative to the root of folder or archive -> file.
 Files = Mapping[str, "File"]
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
+MAX_FILE_BYTES = 2**28  # larger files are refused before they are read
+MAX_KEPT_BYTES = 2**32  # of a compressed tar, which is kept in memory
+
 _BLOCK = 512  # bytes; a tar is made of these and ends with empty ones
 _CHUNK = 2**20  # bytes
-_CUT_SHORT = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+# What the readers raise for faulty archives, beside errors of their own.
+_CUT_SHORT = (
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_DRIVE = re.compile("[A-Za-z]:")  # of Windows
 
 
 class SourceError(ValueError):
-    """The source is not what the builder needs; the message is one line."""
+    """The source is not what the builder needs; the message is one line.
+
+    Names of files may hold anything, line breaks too: they are escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +120,17 @@ def list_tar(path: Path) -> dict[str, File]:
     """
     files = {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with path.open("rb") as file, _open_tar(file) as archive:
             for member in archive:
-                _check_name(path, member.name)
+                _check_member(path, member)
                 if member.isreg():
                     span = member.offset_data, member.size
                     files[member.name] = File(
                         f"{path}: {member.name}", member.size, _span_reader(path, *span)
                     )
             end = archive.offset
+    except SourceError:
+        raise
     except _CUT_SHORT as error:
         raise _faulty(path, error) from error
     # tarfile takes whatever is no header for the end, a missing byte included.
@@ -117,20 +149,29 @@ def stream_tar(
         keep: Whether the file of this name is wanted.
 
     Raises:
-        SourceError: The tar is faulty, cut short, or a name leads out of it.
+        SourceError: The tar is faulty, cut short, a name leads out of it, or it is
+            too large to be kept.
     """
-    files = {}
+    files, room = {}, MAX_KEPT_BYTES
     try:
-        with gzip.open(path) as stream, tarfile.open(None, "r|", stream) as archive:
+        with gzip.open(path) as stream, _open_tar(stream) as archive:
             for member in archive:
-                _check_name(path, member.name)
+                _check_member(path, member)
                 if member.isreg() and keep(member.name):
+                    room -= member.size
+                    if room < 0:
+                        raise SourceError(
+                            f"{path}: unpacks to more than {MAX_KEPT_BYTES} bytes, "
+                            "which is the limit for a compressed tar; extract it."
+                        )
                     content = archive.extractfile(member).read()
                     files[member.name] = File(
                         f"{path}: {member.name}", member.size, lambda c=content: c
                     )
             while stream.read(_CHUNK):  # the checksum is at the very end
                 pass
+    except SourceError:
+        raise
     except _CUT_SHORT as error:
         raise _faulty(path, error) from error
     return _visible(files)
@@ -148,6 +189,8 @@ def list_zip(path: Path) -> dict[str, File]:
     except _CUT_SHORT as error:
         raise _faulty(path, error) from error
     for member in archive.infolist():
+        if not member.filename:
+            raise _faulty(path, ValueError("a file has no name"))
         _check_name(path, member.filename)
         if not member.is_dir():
             files[member.filename] = File(
@@ -169,7 +212,7 @@ def fingerprint(source: str | Path) -> str:
         sizes = {name: file.size for name, file in list_folder(root).items()}
     digest = hashlib.sha256()
     for name in sorted(sizes, key=PurePosixPath):
-        digest.update(f"{name}\t{sizes[name]}\n".encode())
+        digest.update(f"{name}\t{sizes[name]}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -209,11 +252,59 @@ def find_root(files: Files, marker: str) -> str | None:
 
 def _check_name(path: Path, name: str) -> None:
     posix = PurePosixPath(name.replace("\\", "/"))
-    if posix.is_absolute() or ".." in posix.parts or ":" in posix.parts[:1]:
+    if posix.is_absolute() or ".." in posix.parts or _DRIVE.match(name):
         raise SourceError(
             f"{path}: member {name!r} leads out of the archive; names must be relative "
             "and without '..'."
         )
+
+
+def _open_tar(file: BinaryIO) -> tarfile.TarFile:
+    """An uncompressed tar; what it says of a header's length is not believed."""
+    return tarfile.open(fileobj=_BoundedReader(file), mode="r:")
+
+
+class _BoundedReader:
+    """A file of which no more than `MAX_FILE_BYTES` are asked for at once."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Reads as a file does.
+
+        Raises:
+            tarfile.ReadError: No honest archive holds so long a header.
+        """
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise tarfile.ReadError(f"a header asks for {size} bytes")
+        return self._file.read(size)
+
+
+def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+    _check_name(path, member.name)
+    if member.issparse():
+        raise SourceError(
+            f"{path}: member {member.name!r} is stored with holes; pack it without "
+            "--sparse."
+        )
+    if member.isreg() and not 0 <= member.size <= MAX_FILE_BYTES:
+        raise _too_large(f"{path}: {member.name}", member.size)
+
+
+def check_size(file: File) -> None:
+    """Refuses a file that is too large to be read at once.
+
+    Raises:
+        SourceError: It has more than `MAX_FILE_BYTES`.
+    """
+    if file.size > MAX_FILE_BYTES:
+        raise _too_large(file.where, file.size)
+
+
+def _too_large(where: str, size: int) -> SourceError:
+    return SourceError(f"{where}: has {size} bytes; at most {MAX_FILE_BYTES} are read.")
 
 
 def _visible(files: Files) -> dict[str, File]:
@@ -244,14 +335,13 @@ def _member_reader(
     def read() -> bytes:
         try:
             return archive.read(member)
-        except (*_CUT_SHORT, RuntimeError, NotImplementedError) as error:
+        except _CUT_SHORT as error:
             raise _faulty(path, error) from error
 
     return read
 
 
 def _faulty(path: Path, error: Exception) -> SourceError:
-    reason = str(error).split("\n")[0] or type(error).__name__
     return SourceError(
-        f"{path}: is not an intact archive ({reason}); it may be cut short."
+        f"{path}: is not an intact archive ({first_line(error)}); it may be cut short."
     )

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_prep.sheets import bar_chart, contact_sheet
 from ss_gan_tf import input_pipeline, visualize
 from ss_gan_tf.input_pipeline import PreparedDataset
+from ss_gan_tf.messages import first_line
 
 FLAGS = flags.FLAGS
 
@@ -91,14 +92,13 @@ def augmented(
             `input_pipeline.train_batches`.
 
     Yields:
-        image [S, S, 3] uint8, label [S, S] int32.
+        image [S, S, 3] uint8, label [S, S] uint8.
     """
     batches = input_pipeline.train_batches(
         prepared,
         split,
         batch_size=1,
         pad_color=PADDING,
-        normalize=lambda image: tf.cast(tf.round(image), tf.uint8),
         seed=seed,
         num_examples=count,
         **augmentation,
@@ -243,7 +243,7 @@ def main(argv):
             flip=FLAGS.flip,
         )
     except (OSError, ValueError, tf.errors.OpError) as error:
-        sys.exit(f"browse: {str(error).splitlines()[0]}")
+        sys.exit(f"browse: {first_line(error)}")
     print("\n".join(paths))
 
 

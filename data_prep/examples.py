@@ -13,11 +13,14 @@ from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_prep import archives
 from data_prep.archives import File, Files, SourceError
 from ss_gan_tf.datasets import IGNORE_LABEL
+from ss_gan_tf.messages import first_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -28,7 +31,14 @@ _CONVERT_MODES = ("1", "P", "PA", "LA", "RGBA", "CMYK")
 _UPRIGHT = (0, 1)  # EXIF orientation: unset, normal
 _EXIF_ORIENTATION = 0x0112
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# JPEG with several pictures, as some telephones write it, calls itself MPO.
+_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG"}
+# The other formats are told apart for the error alone: nothing of them is decoded.
+_TOLD_APART = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
+MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+MAX_TEXT_BYTES = 2**24  # of a list
+_MAX_NAME_BYTES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +146,7 @@ def by_name(files: Files, suffixes: Sequence[str]) -> dict[str, File]:
     """Relative name without suffix -> file, of the files with these suffixes.
 
     Raises:
-        SourceError: Two files share a name.
+        SourceError: Two files share a name, or a name could not be written.
     """
     found = {}
     for path, file in files.items():
@@ -145,8 +155,22 @@ def by_name(files: Files, suffixes: Sequence[str]) -> dict[str, File]:
         name = str(PurePosixPath(path).with_suffix(""))
         if name in found:
             raise SourceError(f"{file.where}: {found[name].where} has the same name.")
+        _check_name(file, name)
         found[name] = file
     return found
+
+
+def _check_name(file: File, name: str) -> None:
+    """Names go into records, tables and other files' names."""
+    if not name.isprintable():
+        raise SourceError(
+            f"{file.where}: its name holds control characters or is not UTF-8; "
+            "rename it."
+        )
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise SourceError(
+            f"{file.where}: its name is longer than {_MAX_NAME_BYTES} bytes."
+        )
 
 
 def encode_pair(
@@ -213,16 +237,12 @@ def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, 
         Encoded JPEG or PNG, and (height, width).
 
     Raises:
-        SourceError: Not an intact 8-bit JPEG or PNG; or EXIF says that it is to
-            be shown rotated, so that it is unclear which way its label lies.
+        SourceError: Not an intact 8-bit JPEG or PNG, or too large; or EXIF says that
+            it is to be shown rotated, so that it is unclear which way its label lies.
     """
-    encoded = file.read()
-    image = _decode(file, encoded)
-    if image.format not in ("JPEG", "PNG"):
-        raise SourceError(
-            f"{file.where}: is {image.format}; images must be JPEG or PNG."
-        )
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    encoded = read_content(file)
+    image = _decode(file, encoded, ("JPEG", "PNG"), "images must be JPEG or PNG")
+    orientation = _orientation(image)
     if oriented and orientation not in _UPRIGHT:
         raise SourceError(
             f"{file.where}: EXIF orientation is {orientation}; images must be stored "
@@ -236,6 +256,8 @@ def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, 
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         encoded = buffer.getvalue()
+    if encoded.startswith(b"\x89PNG"):
+        _check_decoder(file, encoded)
     return encoded, (image.height, image.width)
 
 
@@ -250,13 +272,13 @@ def read_ids(file: File) -> np.ndarray:
     Raises:
         SourceError: Not an intact PNG of that kind.
     """
-    encoded = file.read()
-    image = _decode(file, encoded)
-    if image.format != "PNG":
-        raise SourceError(f"{file.where}: is {image.format}; labels must be PNG.")
+    encoded = read_content(file)
+    image = _decode(file, encoded, ("PNG",), "labels must be PNG")
     # Bytes 24 and 25 of a PNG: bits per channel and colour type, 0 grey, 3
     # palette.  Decoders stretch grey of fewer bits to 0..255, which loses ids.
     bits, kind = encoded[24], encoded[25]
+    if encoded[12:16] != b"IHDR":
+        raise _unreadable(file, ValueError("its header does not come first"))
     if kind not in (0, 3):
         raise SourceError(
             f"{file.where}: label is saved as colours (mode {image.mode}); it must be "
@@ -309,16 +331,73 @@ def read_label(
     return to_classes(file, read_ids(file), num_classes, remap)
 
 
-def _decode(file: File, encoded: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()  # finds files that end too early
-    except _UNREADABLE as error:
-        reason = str(error).split("\n")[0]
+def read_content(file: File) -> bytes:
+    """A file's bytes, unless there are too many."""
+    archives.check_size(file)
+    return file.read()
+
+
+def read_text(file: File, errors: str = "strict") -> str:
+    """A file's text.
+
+    Args:
+        file: In UTF-8.
+        errors: What to do about bytes that are not, as for `bytes.decode`.
+
+    Raises:
+        SourceError: It is not UTF-8, or too long for a list.
+    """
+    if file.size > MAX_TEXT_BYTES:
         raise SourceError(
-            f"{file.where}: is not a readable image ({reason})."
-        ) from error
+            f"{file.where}: has {file.size} bytes; a text may have {MAX_TEXT_BYTES}."
+        )
+    try:
+        return file.read().decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{file.where}: must be UTF-8 text ({error}).") from error
+
+
+def _decode(
+    file: File, encoded: bytes, formats: Sequence[str], rule: str
+) -> Image.Image:
+    """Opens an image of these formats and reads its pixels."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_TOLD_APART)
+    except Exception as error:  # of nearly every kind
+        raise _unreadable(file, error) from error
+    if _FORMATS.get(image.format) not in formats:
+        raise SourceError(f"{file.where}: is {image.format}; {rule}.")
+    if image.width * image.height > MAX_PIXELS:
+        raise SourceError(
+            f"{file.where}: has {image.width}x{image.height} pixels (width x height); "
+            f"{MAX_PIXELS} in all are the limit."
+        )
+    try:
+        image.load()  # finds files that end too early
+    except Exception as error:
+        raise _unreadable(file, error) from error
     return image
+
+
+def _check_decoder(file: File, encoded: bytes) -> None:
+    """Training reads PNG with another library, which lets less pass than Pillow."""
+    try:
+        with tf.device("CPU"):
+            tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    except tf.errors.OpError as error:
+        reason = f"TensorFlow cannot decode it: {error.message}"
+        raise _unreadable(file, ValueError(reason)) from error
+
+
+def _unreadable(file: File, error: Exception) -> SourceError:
+    return SourceError(f"{file.where}: is not a readable image ({first_line(error)}).")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing, and the pixels are there
+        return 1
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ interrupted goes on with the first split that it has not finished.
 import errno
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -33,6 +34,7 @@ from data_prep.synthetic.synthetic_dataset_builder import Builder as Synthetic
 from data_prep.synthetic.synthetic_dataset_builder import split_counts
 from data_prep.verify import verify
 from data_prep.voc_sbd.voc_sbd_dataset_builder import Builder as VocSbd
+from ss_gan_tf.messages import one_line
 
 BUILDERS = {
     "synthetic": Synthetic,
@@ -208,6 +210,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)  # TFDS reports every file it writes
     tfds.disable_progress_bar()  # there is our own
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata
     try:
         builder = BUILDERS[FLAGS.dataset](data_dir=FLAGS.data_dir)
         done = "Already prepared" if builder.is_prepared() else "Prepared"
@@ -226,7 +229,7 @@ def main(argv: list[str]) -> None:
             number = sum(total.examples for total in totals.values())
             print(f"Verified: {number} examples of {len(totals)} splits")
     except (SourceError, OSError) as error:
-        sys.exit(f"prepare: {error}")
+        sys.exit(f"prepare: {one_line(error)}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.archives import SourceError
+from ss_gan_tf import strict_json
+from ss_gan_tf.messages import first_line
 
 _SOURCE_NAME = "source.txt"
 
@@ -91,14 +93,26 @@ class Staging:
 
         Returns:
             The `facts` that were kept.
+
+        Raises:
+            SourceError: The list of what was kept is damaged.
         """
         path = self._folder / f"{split}.json"
         if not path.exists():
             return None
-        stored = json.loads(path.read_text())
-        for name in stored["files"]:
+        try:
+            stored = strict_json.read(path)
+            names, facts = stored["files"], stored["facts"]
+            if any(Path(name).name != name for name in names):
+                raise ValueError("files must be names without a folder")
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceError(
+                f"{path}: is not a list of kept files ({first_line(error)}); delete "
+                f"{self._folder}."
+            ) from error
+        for name in names:
             link(self._folder / name, folder / name)
-        return stored["facts"]
+        return facts
 
     def remove(self) -> None:
         """Removes what is kept."""

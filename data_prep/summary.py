@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.archives import SourceError
 from data_prep.examples import Example
+from ss_gan_tf import strict_json
 from ss_gan_tf.datasets import DATASETS, IGNORE_LABEL
+from ss_gan_tf.messages import first_line
 
 JSON_NAME, TEXT_NAME = "summary.json", "summary.txt"
 
@@ -132,9 +135,25 @@ def write(summary: dict[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Reads SUMMARY.json; None if the folder has none."""
+    """Reads SUMMARY.json; None if the folder has none.
+
+    Raises:
+        SourceError: It is damaged.
+    """
     path = folder / JSON_NAME
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        stored = strict_json.read(path)
+        for count in stored["splits"].values():
+            SplitCount.from_dict(count)
+        to_text(stored)
+    except Exception as error:  # fields that are missing or of another kind
+        raise SourceError(
+            f"{path}: is not a summary ({first_line(error)}); delete it or prepare "
+            "the data set again."
+        ) from error
+    return stored
 
 
 def to_text(summary: dict[str, Any]) -> str:

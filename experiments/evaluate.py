@@ -26,6 +26,7 @@ from ss_gan_tf import checkpoints, input_pipeline, submission
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.measures import METRICS, format_table
+from ss_gan_tf.messages import one_line
 from ss_gan_tf.per_image import write_per_image
 
 FLAGS = flags.FLAGS
@@ -185,7 +186,7 @@ def main(argv):
             progress=Progress("images"),
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     if metrics["num_pixels"]:
         print(format_table(metrics))
     else:

@@ -1,6 +1,6 @@
 r"""Exports a run's generator as a SavedModel that TensorFlow alone can load.
 
-python -m experiments.export --workdir=RUN --output_dir=EXPORT
+python -m experiments.export --workdir=RUN --output_dir=EXPORT [--format=onnx]
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ from experiments.progress import show_own_messages
 from ss_gan_tf import checkpoints
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.export import export
+from ss_gan_tf.messages import one_line
+from ss_gan_tf.onnx_export import add_onnx, check_installed
 
 FLAGS = flags.FLAGS
 
@@ -26,6 +28,9 @@ def define_flags():
         "output_dir", None, "A new folder, or an earlier export.", required=True
     )
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which generator.")
+    flags.DEFINE_enum(
+        "format", "saved_model", ["saved_model", "onnx"], "onnx: model.onnx beside it."
+    )
 
 
 def export_run(workdir: str, output_dir: str, checkpoint: str = "last"):
@@ -63,9 +68,13 @@ def main(argv):
     refuse_arguments(argv)
     show_own_messages()
     try:
+        if FLAGS.format == "onnx":
+            check_installed()  # before the long work
         export_run(FLAGS.workdir, FLAGS.output_dir, FLAGS.checkpoint)
+        if FLAGS.format == "onnx":
+            add_onnx(FLAGS.output_dir)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     print(f"exported to {FLAGS.output_dir}")
 
 

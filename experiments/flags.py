@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from ss_gan_tf import config_rules
 from ss_gan_tf.config import CHOICES, PRESETS, Config
 
 FLAGS = flags.FLAGS
@@ -62,17 +63,25 @@ def config_from_flags() -> Config:
     """The preset with every explicitly given flag over it.
 
     Raises:
-        ValueError: a value is out of range or contradicts another.
+        ValueError: a value is out of range or contradicts another, or a flag is given
+            that such a run never reads.
     """
-    values = dict(PRESETS[FLAGS.preset])
+    values, given = dict(PRESETS[FLAGS.preset]), []
     for field in dataclasses.fields(Config):
         if FLAGS[field.name].present:
+            given.append(field.name)
             value = FLAGS[field.name].value
             if typing.get_origin(field.type) is tuple:
                 kind = typing.get_args(field.type)[0]
                 value = parse_numbers(field.name, value, kind)
             values[field.name] = value
-    return Config(**values)
+    config = Config(**values)
+    unused = config_rules.unused(config)
+    for name in given:
+        if name in unused:
+            rule = f"does nothing here: {unused[name]}; leave the flag out"
+            raise config_rules.refusal(f"--{name}", values[name], rule)
+    return config
 
 
 def parse_numbers(name: str, words: Sequence[str], kind: type) -> tuple:

@@ -12,6 +12,7 @@ from absl import app, flags
 from experiments.flags import refuse_arguments
 from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import predict
+from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -43,11 +44,10 @@ def main(argv):
             progress=Progress("images"),
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"results in {FLAGS.output_dir}")
+        sys.exit(f"error: {one_line(error)}")
+    print(f"results in {one_line(FLAGS.output_dir)}")
     if failures:
-        # repr: a file name may hold anything, line breaks and control codes too.
-        lines = [f"  {failure.path!r}: {failure.reason}" for failure in failures]
+        lines = [f"  {one_line(f.path)!r}: {one_line(f.reason)}" for f in failures]
         sys.exit("\n".join([f"{len(failures)} without a result:", *lines]))
 
 

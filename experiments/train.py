@@ -2,8 +2,12 @@ r"""Trains one arm, validates it and exports it; the same command again resumes.
 
 python -m experiments.train --arm=vgg16_g --dataset=camvid --data_dir=DATA \
     --workdir=RUN --preset=recommended
+
+SIGTERM and SIGINT (Ctrl-C) save and stop: exit code 143 or 130. The same command again
+goes on, after those as after any other end.
 """
 
+import signal
 import sys
 
 import tensorflow as tf
@@ -15,8 +19,10 @@ from experiments.flags import (
     refuse_arguments,
 )
 from experiments.progress import StepProgress, show_own_messages
+from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.measures import format_table
-from ss_gan_tf.train import train
+from ss_gan_tf.messages import first_line, one_line
+from ss_gan_tf.train import Stopped, train
 
 FLAGS = flags.FLAGS
 
@@ -28,17 +34,41 @@ def define_flags():
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 
 
+def listen() -> list[int]:
+    """Collects the first signal that asks to stop; a second one ends the program."""
+    received = []
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return received
+
+
 def main(argv):
     """Trains as the flags say; exits with 1 and one line when it cannot."""
     refuse_arguments(argv)
     show_own_messages()
+    keep_freed_memory()
+    received = listen()
     try:
         config = config_from_flags()
-        metrics = train(config, FLAGS.data_dir, FLAGS.workdir, StepProgress())
+        metrics = train(
+            config,
+            FLAGS.data_dir,
+            FLAGS.workdir,
+            StepProgress(),
+            stop=lambda: bool(received),
+        )
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + received[0])
     except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except tf.errors.OpError as error:  # a damaged record, no memory left
-        sys.exit(f"error: {error.message.strip().splitlines()[0]}")
+        sys.exit(f"error: {first_line(error)}")
     print(format_table(metrics))
     print(f"{config.val_split}: {FLAGS.workdir}/eval/{config.val_split}/metrics.json")
     print(f"SavedModel: {FLAGS.workdir}/export")

@@ -13,14 +13,14 @@ import os
 import keras
 import tensorflow as tf
 
+from ss_gan_tf import strict_json
 from ss_gan_tf.backbones import load_imagenet
 from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.generator import build_generator
+from ss_gan_tf.messages import first_line
+from ss_gan_tf.states import UNREADABLE, numbers
 
 PHASES = ("phase1", "phase2")
-
-# What TensorFlow raises for a checkpoint that is damaged or of another network.
-UNREADABLE = (ValueError, AssertionError, IndexError, tf.errors.OpError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +57,23 @@ def read_run(workdir: str) -> Run:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{workdir}: no run here (run.json is missing)")
     try:
-        with open(path) as file:
-            fields = json.load(file)
+        fields = strict_json.read(path)
+        names, colors = strict_json.class_table(fields)
+        kinds = {"data_dir": str, "ignore_label": int, "provenance": dict}
+        for name, kind in kinds.items():
+            if type(fields[name]) is not kind:
+                raise ValueError(f"{name} must be a {kind.__name__}")
         return Run(
             workdir=workdir,
             config=Config.from_json(json.dumps(fields["config"])),
-            data_dir=fields["data_dir"],
-            class_names=tuple(fields["class_names"]),
-            class_colors=tuple(tuple(color) for color in fields["class_colors"]),
-            ignore_label=fields["ignore_label"],
-            provenance=fields["provenance"],
+            class_names=names,
+            class_colors=colors,
+            **{name: fields[name] for name in kinds},
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a run's description ({error})") from error
+        raise ValueError(
+            f"{path}: not a run's description ({first_line(error)})"
+        ) from error
 
 
 def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
@@ -135,8 +139,8 @@ def load_generator(run: Run, checkpoint: str = "last") -> tuple[keras.Model, dic
 
 
 def has_checkpoint(workdir: str) -> bool:
-    """Whether the folder holds a state to resume from."""
-    return bool(tf.train.latest_checkpoint(os.path.join(workdir, "checkpoints")))
+    """Whether the folder holds a state to resume from, whole or damaged."""
+    return bool(numbers(os.path.join(workdir, "checkpoints")))
 
 
 def find_checkpoint(workdir: str, which: str) -> str:
@@ -157,7 +161,7 @@ def find_checkpoint(workdir: str, which: str) -> str:
 
 
 def restore_generator(generator: keras.Model, path: str) -> dict:
-    """Loads G's weights from one checkpoint, whatever else it holds.
+    """Loads G's weights from one checkpoint, its average where it holds one.
 
     Args:
         generator: of the same architecture and class count.
@@ -171,14 +175,16 @@ def restore_generator(generator: keras.Model, path: str) -> dict:
     """
     position = Position()
     try:
-        status = tf.train.Checkpoint(generator=generator, position=position)
-        status = status.restore(path)
+        names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        averages = any(name.startswith("average/") for name in names)
+        part = {"average" if averages else "generator": generator}
+        status = tf.train.Checkpoint(position=position, **part)
+        status = status.read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
-        reason = str(error).strip().split("\n")[0][:300]
         raise ValueError(
             f"{path}: not a checkpoint of this generator "
-            f"({generator.output_shape[-1]} classes): {reason}"
+            f"({generator.output_shape[-1]} classes): {first_line(error)}"
         ) from error
     return {"checkpoint": path, **position.describe()}
 
@@ -218,11 +224,29 @@ def initialize_generator(
     """
     if not config.init_generator:
         return load_imagenet(generator, config.backbone, config.backbone_weights)
+    path = check_start(config, class_names)
+    return {"init_generator": restore_generator(generator, path)}
+
+
+def check_start(config: Config, class_names: tuple[str, ...]) -> str:
+    """Refuses to start from the G of another network or of other classes.
+
+    Args:
+        config: the new run's, with init_generator.
+        class_names: of the data set.
+
+    Returns:
+        Prefix of the checkpoint to start from.
+
+    Raises:
+        FileNotFoundError: there is no such run or checkpoint.
+        ValueError: it does not fit.
+    """
     path = _starting_checkpoint(config.init_generator)
     origin = _run_around(path)
     if origin:
         _check_same_network(origin, config, class_names)
-    return {"init_generator": restore_generator(generator, path)}
+    return path
 
 
 def _starting_checkpoint(path: str) -> str:

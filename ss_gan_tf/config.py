@@ -10,6 +10,8 @@ and the binaries read a `Config`.
 import dataclasses
 import json
 
+from ss_gan_tf import config_rules, strict_json
+
 # arm -> (backbone, trained with the adversary): the columns of Tables 3 and 4.
 ARMS = {
     "vgg16": ("vgg16", False),
@@ -79,10 +81,18 @@ class Config:
     weight_decay: float = 0.0  # decoupled, on G; none stated
     gradient_clip_norm: float = 0.0  # global norm on G, 0 is off; none stated
     precision: str = "float32"  # or mixed_bfloat16, mixed_float16; losses in float32
+    ema_decay: float = 0.0  # running average of G's weights, per step; 0 is off
+
+    # --- Guard (not in the paper) --------------------------------------------
+    guard: bool = False  # goes back and weakens A where phase 2 collapses
+    guard_retries: int = 3  # times, before the run ends with phase 1's weights
+    guard_miou_drop: float = 0.02  # share of 1 that mIoU may fall below phase 1's
 
     # --- Execution -----------------------------------------------------------
     jit_compile: str = "auto"  # XLA: auto (on GPUs) | on | off
     accumulate_steps: int = 1  # parts of a batch, one after the other; divide it
+    distribute: str = "none"  # none | mirrored (all GPUs here) | multi_worker
+    deterministic: bool = False  # the same bits again on the same machine, slower
 
     # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
     eval_mode: str = "whole"  # whole | sliding; silent
@@ -102,9 +112,7 @@ class Config:
     profile_steps: tuple[int, ...] = ()  # first,last step of G that is profiled
 
     def __post_init__(self):
-        object.__setattr__(self, "aspp_rates", tuple(self.aspp_rates))
-        object.__setattr__(self, "eval_scales", tuple(map(float, self.eval_scales)))
-        object.__setattr__(self, "profile_steps", tuple(self.profile_steps))
+        config_rules.check_types(self)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -124,21 +132,11 @@ class Config:
             f"must divide batch_size={self.batch_size}",
         )
         _require(
-            0 < len(set(self.aspp_rates)) == len(self.aspp_rates)
-            and all(rate >= 1 for rate in self.aspp_rates),
-            "aspp_rates",
-            self.aspp_rates,
-            "must be different positive integers",
-        )
-        _require(
-            0 < len(set(self.eval_scales)) == len(self.eval_scales)
-            and all(0.1 <= scale <= 10 for scale in self.eval_scales),
-            "eval_scales",
-            self.eval_scales,
-            "must be different numbers in [0.1, 10.0]",
-        )
-        _require(
-            self.eval_overlap < 1, "eval_overlap", self.eval_overlap, "must be below 1"
+            self.distribute == "none" or self.jit_compile != "on",
+            "jit_compile",
+            self.jit_compile,
+            f"does not go with distribute={self.distribute}: XLA compiles steps of "
+            "one device",
         )
         _require(
             not self.profile_steps
@@ -231,10 +229,12 @@ class Config:
         Raises:
             ValueError: the text is not a JSON object, or has unknown fields.
         """
-        values = json.loads(text)
+        values = strict_json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"config: is a {type(values).__name__}, not an object")
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) - known:
-            raise ValueError(f"config: unknown fields {sorted(set(values) - known)}")
+        if unknown := sorted(set(values) - known):
+            raise config_rules.refusal("config", unknown, "unknown fields")
         if isinstance(values.get("jit_compile"), bool):  # a switch once
             values["jit_compile"] = "on" if values["jit_compile"] else "off"
         return cls(**values)
@@ -242,7 +242,7 @@ class Config:
 
 def _require(condition: bool, name: str, value, rule: str):
     if not condition:
-        raise ValueError(f"{name}={value!r}: {rule}")
+        raise config_rules.refusal(name, value, rule)
 
 
 CHOICES = {
@@ -256,6 +256,7 @@ CHOICES = {
     "placebo": ("none", "entropy", "frozen_adversary"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "jit_compile": ("auto", "on", "off"),
+    "distribute": ("none", "mirrored", "multi_worker"),
     "eval_mode": ("whole", "sliding"),
     "eval_metrics": ("basic", "full"),
 }
@@ -284,6 +285,9 @@ RANGES = {
     "adversary_warmup_steps": (0, 10**9),
     "weight_decay": (0.0, 1.0),
     "gradient_clip_norm": (0.0, 1e6),
+    "ema_decay": (0.0, 0.999999),
+    "guard_retries": (0, 1000),
+    "guard_miou_drop": (0.0, 1.0),
     "accumulate_steps": (1, 4096),
     "eval_window": (32, 8192),
     "eval_overlap": (0.0, 0.95),
@@ -297,7 +301,7 @@ RANGES = {
 
 # Fields that change how a step is computed: its numbers within rounding, the draws of
 # dropout, and what batch normalisation that trains sees at a time.
-EXECUTION = ("jit_compile", "accumulate_steps")
+EXECUTION = ("jit_compile", "accumulate_steps", "distribute", "deterministic")
 
 # Fields that change what is written and when, but no weight.
 BOOKKEEPING = (
@@ -330,6 +334,7 @@ PRESETS = {
         "adversary_optimizer": "adam",
         "adversary_lr": 5e-4,
         "adversary_warmup_steps": 500,
+        "guard": True,
     },
     # Minutes on two cores, from random weights; not the paper's network.
     "smoke": {
@@ -349,6 +354,7 @@ PRESETS = {
         "adversary_optimizer": "adam",
         "adversary_lr": 5e-4,
         "adversary_warmup_steps": 50,
+        "guard": True,
         "log_every": 20,
         "eval_every": 300,
         "save_every": 300,

@@ -9,7 +9,6 @@ INPUT/street/a.jpg -> OUTPUT/street/a_ids.png      class ids, one channel
 import collections
 import contextlib
 import errno
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-from ss_gan_tf import visualize
+from ss_gan_tf import strict_json, visualize
 from ss_gan_tf.export import CLASSES_FILE, is_export
 from ss_gan_tf.inference import MIN_SIZE, sliding_bands
+from ss_gan_tf.messages import first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_PIXELS = 100_000_000  # larger images are refused before their pixels are decoded
@@ -102,11 +102,11 @@ def predict(
             ids = segment(model, image)
             _write_pictures(image, ids, model, os.path.join(output_dir, stem), alpha)
         except (ValueError, MemoryError, tf.errors.OpError) as error:
-            failures.append(Failure(source, _first_line(error)))
+            failures.append(Failure(source, first_line(error)))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # every other image would fail too
-            failures.append(Failure(source, _first_line(error)))
+            failures.append(Failure(source, first_line(error)))
         if progress:
             progress(done, len(paths))
     return failures
@@ -188,15 +188,14 @@ def load_model(model_dir: str) -> Model:
             f"{CLASSES_FILE} must be there"
         )
     try:
-        with open(os.path.join(model_dir, CLASSES_FILE), encoding="utf-8") as file:
-            classes = json.load(file)
+        classes = strict_json.read(os.path.join(model_dir, CLASSES_FILE))
+        names, colors = strict_json.class_table(classes)
         loaded = tf.saved_model.load(model_dir)
-        names, colors = classes["class_names"], classes["class_colors"]
     except (OSError, ValueError, LookupError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
-            f"the export in {model_dir} is damaged: {_first_line(error)}"
+            f"the export in {model_dir} is damaged: {first_line(error)}"
         ) from error
-    return Model(loaded, tuple(names), tuple(map(tuple, colors)))
+    return Model(loaded, names, colors)
 
 
 def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -232,7 +231,7 @@ def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise
     except Exception as error:
         # Pillow's decoders raise nearly every kind of error on broken data.
-        raise ValueError(f"cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"cannot be read: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -311,7 +310,3 @@ def _write_png(picture: np.ndarray, path: str):
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

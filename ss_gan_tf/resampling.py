@@ -103,7 +103,10 @@ class PadToMultiple(keras.layers.Layer):
     def call(self, x):
         """[B, H, W, F] -> [B, H', W', F] with H' = ceil(H / multiple) * multiple."""
         height, width = height_width(x)
-        bottom, right = -height % self.multiple, -width % self.multiple
+        # No remainder of a negative number: converters take its sign for C's.
+        bottom, right = (
+            (self.multiple - n % self.multiple) % self.multiple for n in (height, width)
+        )
         return tf.pad(x, [[0, 0], [0, bottom], [0, right], [0, 0]])
 
     def get_config(self):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ss_gan_tf import summaries
+from ss_gan_tf import config_rules, summaries
 from ss_gan_tf.config import Config
 
 # What a run is to a comparison -> what sets it apart from the adversarial arm.
@@ -19,17 +19,12 @@ ROLES = {
 PLACEBOS = ("entropy", "frozen_adversary")
 
 # Fields of Config that the control does not read.
-ADVERSARY_FIELDS = {
-    *("grid_size", "epsilon", "extractor", "normalize_features", "lambda_adv"),
-    *("lambda_on", "lambda_ramp_steps", "adversarial_form", "adversarial_weighting"),
-    *("gradient_ratio", "lambda_max", "adversary_lr", "adversary_optimizer"),
-    "adversary_warmup_steps",
-}
+ADVERSARY_FIELDS = set(config_rules.ADVERSARY)
 
 # Fields that a role does not read, so that a study does not pass them on.
-_PHASE1 = {"phase1_steps", "phase1_lr", "phase1_lr_end"}
+_PHASE1 = set(config_rules.PHASE1)
 UNUSED = {
-    "phase1": {"phase2_steps", "generator_lr", "phase2_lr_decay", *ADVERSARY_FIELDS},
+    "phase1": {*config_rules.PHASE2, *ADVERSARY_FIELDS},
     "control": _PHASE1 | ADVERSARY_FIELDS,
     "adversarial": _PHASE1,
     "entropy": _PHASE1,

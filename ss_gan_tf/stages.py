@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import checkpoints, losses, train_step
+from ss_gan_tf import checkpoints, losses, replicas, train_step
 from ss_gan_tf.backbones import load_imagenet
 from ss_gan_tf.config import Config
+from ss_gan_tf.optimizers import Adam
 
 STAGES = ("phase1", "warmup", "phase2")
 
@@ -33,6 +34,12 @@ class Networks:
     adversary: keras.Model | None = None
     extractor: keras.Model | None = None
     adversary_optimizer: keras.optimizers.Optimizer | None = None
+    average: keras.Model | None = None  # G's running average
+
+    @property
+    def evaluated(self) -> keras.Model:
+        """What is validated and exported: the average where there is one."""
+        return self.average or self.generator
 
 
 def create_networks(
@@ -62,6 +69,8 @@ def create_networks(
         networks = Networks(generator, _generator_optimizer(config))
         if config.uses_adversary:
             _add_adversary(networks, config, len(class_names))
+        if config.ema_decay:
+            networks.average = checkpoints.build_run_generator(config, len(class_names))
     finally:
         keras.config.set_dtype_policy(policy)
     provenance = {}
@@ -73,6 +82,8 @@ def create_networks(
         provenance["extractor"] = load_imagenet(
             networks.extractor, config.backbone, config.backbone_weights
         )
+    if networks.average is not None:
+        networks.average.set_weights(generator.get_weights())
     return networks, provenance
 
 
@@ -91,7 +102,7 @@ def _add_adversary(networks, config, num_classes):
         num_classes, num_features, grid_size=config.grid_size, width=config.width
     )
     networks.adversary_optimizer = (
-        keras.optimizers.Adam(config.adversary_lr, name="adversary_adam")
+        Adam(config.adversary_lr, name="adversary_adam")
         if config.adversary_optimizer == "adam"
         else keras.optimizers.SGD(config.adversary_lr, 0.9, name="adversary_momentum")
     )
@@ -102,10 +113,11 @@ def _add_adversary(networks, config, num_classes):
 
 
 def _generator_optimizer(config):
-    optimizer = keras.optimizers.Adam(
+    optimizer = Adam(
         config.phase1_lr,
         weight_decay=config.weight_decay or None,
-        global_clipnorm=config.gradient_clip_norm or None,
+        # `gradients.apply` gives it the replicas' mean, and it takes their sum.
+        global_clipnorm=config.gradient_clip_norm / replicas.count() or None,
         name="generator_adam",
     )
     if config.precision != "mixed_float16":
@@ -116,10 +128,12 @@ def _generator_optimizer(config):
 def compiles(config: Config) -> bool:
     """Whether the steps go through XLA: `jit_compile`, its `auto` resolved here.
 
-    `auto` is on where a GPU is seen and off on CPUs, where dilated convolutions are
-    slower under XLA and VGG16 gains little.
+    `auto` is on where a step runs on one GPU, off on several and on CPUs, where
+    dilated convolutions are slower under XLA and VGG16 gains little.
     """
     if config.jit_compile == "auto":
+        if config.distribute != "none":
+            return False  # the exchange between devices is not XLA's
         return bool(tf.config.list_logical_devices("GPU"))
     return config.jit_compile == "on"
 
@@ -142,13 +156,29 @@ class Stage:
         return self.name != "warmup"
 
 
-def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[Stage]:
+@dataclasses.dataclass(frozen=True)
+class Weakening:
+    """Factors by which the guard holds the adversary back; 1 changes no bit."""
+
+    strength: tf.Variable  # on the weight of A's gradient for G
+    adversary_rate: tf.Variable  # on A's learning rate
+
+
+def make_stages(
+    config: Config,
+    networks: Networks,
+    ignore_label: int,
+    weakening: Weakening | None = None,
+    real_map: Callable = adversary_lib.real_map,
+) -> list[Stage]:
     """The stages of a run in order, each with its step function.
 
     Args:
         config: the run.
         networks: from `create_networks`.
         ignore_label: of the data set.
+        weakening: of a guarded run's phase 2.
+        real_map: what phase 2 shows A of the truth.
 
     Returns:
         phase1 (unless G starts from another run), warmup (where A wants one), phase2
@@ -169,6 +199,7 @@ def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[S
             ),
             **common,
         )
+        step = _then_average(step, networks, config.ema_decay)
         stages.append(Stage("phase1", config.phase1_steps, step, 0))
     if not config.uses_phase2:
         return stages
@@ -176,7 +207,8 @@ def make_stages(config: Config, networks: Networks, ignore_label: int) -> list[S
     if config.trains_adversary and config.adversary_warmup_steps:
         step = make_warmup_step(config, networks, common)
         stages.append(Stage("warmup", config.adversary_warmup_steps, step, offset))
-    step = make_phase2_step(config, networks, common)
+    step = make_phase2_step(config, networks, common, weakening, real_map)
+    step = _then_average(step, networks, config.ema_decay)
     stages.append(Stage("phase2", config.phase2_steps, step, offset))
     return stages
 
@@ -196,7 +228,13 @@ def make_warmup_step(config: Config, networks: Networks, common: dict) -> Callab
     )
 
 
-def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callable:
+def make_phase2_step(
+    config: Config,
+    networks: Networks,
+    common: dict,
+    weakening: Weakening | None = None,
+    real_map: Callable = adversary_lib.real_map,
+) -> Callable:
     """The alternation, or the control: phase 1's step with phase 2's rates."""
     decay, steps = config.phase2_lr_decay, config.phase2_steps
     generator_lr = linear_decay(config.generator_lr, config.generator_lr * decay, steps)
@@ -210,6 +248,7 @@ def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callab
     by_ratio = config.adversarial_weighting == "gradient_ratio"
     # At rate 0 A stays as random as it began: the placebo that learns nothing.
     adversary_lr = config.adversary_lr if config.trains_adversary else 0.0
+    decayed = linear_decay(adversary_lr, adversary_lr * decay, steps)
     return train_step.make_adversarial_step(
         networks.generator,
         networks.adversary,
@@ -225,9 +264,45 @@ def make_phase2_step(config: Config, networks: Networks, common: dict) -> Callab
         lambda_max=config.lambda_max,
         placebo=config.placebo,
         generator_lr=generator_lr,
-        adversary_lr=linear_decay(adversary_lr, adversary_lr * decay, steps),
+        strength=weakening and weakening.strength,
+        real_map=real_map,
+        adversary_lr=(
+            (lambda step: decayed(step) * weakening.adversary_rate)
+            if weakening
+            else decayed
+        ),
         **common,
     )
+
+
+def _then_average(step: Callable, networks: Networks, decay: float) -> Callable:
+    """The step, followed by one of G's average where it has one.
+
+        average += (1 - d) (weights - average),  d = min(decay, (1 + n) / (10 + n))
+
+    n counts the phase's steps, so that the average forgets where the phase began.
+    """
+    if networks.average is None:
+        return step
+    pairs = list(zip(networks.average.weights, networks.generator.weights, strict=True))
+    trained = {id(weight) for weight in networks.generator.trainable_weights}
+
+    @tf.function
+    def move_average():
+        n = tf.cast(networks.generator_optimizer.iterations, tf.float32)
+        share = 1.0 - tf.minimum(decay, (1.0 + n) / (10.0 + n))
+        for average, weight in pairs:
+            if id(weight) in trained:
+                average.assign_add(share * (weight - average))
+            else:  # moving statistics are averages already
+                average.assign(weight)
+
+    def averaging_step(image, label):
+        scalars = step(image, label)
+        move_average()
+        return scalars
+
+    return averaging_step
 
 
 def linear_decay(start: float, end: float, num_steps: int) -> train_step.Schedule:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ss_gan_tf import results
+from ss_gan_tf import config_rules, results
 from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
@@ -206,10 +206,10 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
 def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
     """Flags of the train program for one run, its folder and data aside.
 
-    Flags that only the other phase reads are left out, because the train program
+    Flags that only other runs of the study read are left out, because the train program
     refuses what an arm does not use.
     """
-    unused = UNUSED[run.role]
+    unused = {*UNUSED[run.role], *config_rules.unused(run.config)}
     flags = [flag for flag in settings.flags if _field(flag) not in unused]
     flags += [f"--arm={run.config.arm}", f"--seed={run.config.seed}"]
     if run.needs:

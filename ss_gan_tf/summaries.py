@@ -4,6 +4,8 @@
     adversary/accuracy_{real,fake,paired}                     shares of cells
     gradient/{segmentation,adversarial,lambda,ratio}          norms at G's logits
     learning_rate/{generator,adversary}   steps_per_second
+    finite/{generator,adversary}          0 where an update was not finite
+    guard/{strength,adversary_rate}       at an alarm, with a text `guard`
     val/miou  val/miou_{small,large}_classes  val/pixel_accuracy  val_iou/CLASS
     val_boundary/, val_granulation/, val_calibration/         with full metrics
     confusion  panel/N  verdicts/N                            pictures, text: config
@@ -12,6 +14,9 @@ loss_d = 2 ln 2 = 1.386 belongs to an adversary that cannot tell; see README.
 Scalars of A's warm-up carry the prefix `warmup/`: G's step stands still meanwhile.
 """
 
+import contextlib
+import glob
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +29,9 @@ from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.util.tensor_util import make_ndarray
 
 from ss_gan_tf import visualize
+from ss_gan_tf.states import one_line
 
+GUARD_FILE = "guard.jsonl"  # one alarm a line
 MAX_WIDTH = 2048  # px, wider pictures are reduced
 
 
@@ -36,21 +43,34 @@ class Summaries:
     """
 
     def __init__(self, logdir: str):
+        self._logdir = logdir
         self._writer = tf.summary.create_file_writer(logdir)
+
+    @contextlib.contextmanager
+    def _at(self, step):
+        """Points written within belong to the step, and are on disk afterwards."""
+        try:
+            with self._writer.as_default(step):
+                yield
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            raise OSError(
+                f"{self._logdir}: TensorBoard's file could not be written "
+                f"({one_line(error)}); make room or mend the disk, then give the same "
+                "command again"
+            ) from error
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = ""):
         """One point of each curve."""
-        with self._writer.as_default(step):
+        with self._at(step):
             for name, value in values.items():
                 tf.summary.scalar(prefix + name, value)
-        self._writer.flush()
 
-    def text(self, name: str, body: str):
-        """A text as a fixed-width block, at step 0."""
+    def text(self, name: str, body: str, step: int = 0):
+        """A text as a fixed-width block."""
         block = "\n".join("    " + line for line in body.splitlines())
-        with self._writer.as_default(0):
+        with self._at(step):
             tf.summary.text(name, block)
-        self._writer.flush()
 
     def hparams(self, values: dict[str, Any]):
         """The run's settings, for TensorBoard's table of runs."""
@@ -58,9 +78,8 @@ class Summaries:
             name: value if isinstance(value, bool | int | float) else str(value)
             for name, value in values.items()
         }
-        with self._writer.as_default(0):
+        with self._at(0):
             hparams_api.hparams(shown)
-        self._writer.flush()
 
     def validation(self, step: int, metrics: dict):
         """The overall figures, the IoU of each class and the confusion matrix.
@@ -84,10 +103,24 @@ class Summaries:
 
     def pictures(self, step: int, pictures: dict[str, np.ndarray]):
         """Pictures, name -> [H, W, 3] uint8 RGB."""
-        with self._writer.as_default(step):
+        with self._at(step):
             for name, picture in pictures.items():
                 tf.summary.image(name, _fit(picture)[np.newaxis])
-        self._writer.flush()
+
+    def alarm(self, step: int, alarm: dict, factors: dict[str, float], prefix: str):
+        """An alarm of the guard: a text, the factors' curves, a line of GUARD_FILE.
+
+        Args:
+            step: of the curves.
+            alarm: what happened; JSON values.
+            factors: by which the adversary is held back.
+            prefix: of the tags.
+        """
+        self.text(f"{prefix}guard", json.dumps(alarm, indent=2), step)
+        self.scalars(step, {f"guard/{k}": v for k, v in factors.items()}, prefix)
+        path = os.path.join(self._logdir, GUARD_FILE)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(alarm | factors) + "\n")
 
     def close(self):
         """Ends the event file."""
@@ -124,6 +157,32 @@ def read_scalars(
         name: [(step, value) for step, (_, value) in sorted(curve.items())]
         for name, curve in points.items()
     }
+
+
+def log_sizes(logdir: str) -> dict[str, int]:
+    """The event files and the guard's file in a folder, with their sizes in bytes."""
+    found = []
+    for pattern in ("events.out.tfevents.*", GUARD_FILE):
+        found += glob.glob(os.path.join(glob.escape(logdir), pattern))
+    return {os.path.basename(path): os.path.getsize(path) for path in found}
+
+
+def cut_back(logdir: str, sizes: dict[str, int]):
+    """Takes out of a folder's logs what was written after a certain moment.
+
+    A run that continues writes those points again; without this every reader that
+    looks at all files would meet them twice.
+
+    Args:
+        logdir: folder of the logs; no writer may be open.
+        sizes: what `log_sizes` said at that moment.
+    """
+    for name, size in log_sizes(logdir).items():
+        path = os.path.join(logdir, name)
+        if name not in sizes:
+            os.remove(path)
+        elif size > sizes[name]:
+            os.truncate(path, sizes[name])
 
 
 def validation_panel(

@@ -2,7 +2,9 @@
 
 Order, augmentation and dropout of a stage's n-th step are functions of (seed, stage,
 n), so adversarial run and control meet the same batches, and a resumed run reads
-nothing that came before.
+nothing that came before. Everything else that a step depends on, and how far every
+written file was, is in the newest state: a run that was stopped at any moment goes on
+as if it had not been.
 """
 
 import dataclasses
@@ -15,30 +17,47 @@ import time
 from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf import __version__, checkpoints, stages, summaries
-from ss_gan_tf import adversary as adversary_lib
+from ss_gan_tf import (
+    __version__,
+    checkpoints,
+    guard,
+    lock,
+    preflight,
+    replicas,
+    stages,
+    summaries,
+)
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import BOOKKEEPING, Config
-from ss_gan_tf.evaluate import evaluate, write_metrics
+from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.export import export
-from ss_gan_tf.inference import make_predictor
-from ss_gan_tf.input_pipeline import eval_examples, open_dataset, train_batches
+from ss_gan_tf.input_pipeline import open_dataset, to_model, train_batches
 from ss_gan_tf.per_image import write_per_image
 from ss_gan_tf.profiling import ProfileWindow
+from ss_gan_tf.run_state import RunState
+from ss_gan_tf.validation import Validation
 
 _LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and has saved its state."""
+
+
 # --- The run -----------------------------------------------------------------
 
 
 def train(
-    config: Config, data_dir: str, workdir: str, progress: Progress | None = None
+    config: Config,
+    data_dir: str,
+    workdir: str,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+    make_stages: Callable = stages.make_stages,
 ) -> dict:
     """Trains, validates, exports; continues where the same run stopped.
 
@@ -48,6 +67,9 @@ def train(
         workdir: the run's folder, RUN.
         progress: called after every step with (stage, steps done, steps in all,
             newest logged scalars).
+        stop: asked between steps, and between images while validating, whether to save
+            and stop.
+        make_stages: in place of `stages.make_stages`, for experiments with the steps.
 
     Returns:
         The metrics of the last G on the validation split, which
@@ -56,23 +78,43 @@ def train(
 
     Raises:
         FileNotFoundError: data, weights or the run to start from are missing.
-        ValueError: they do not fit the config, or RUN holds another run.
+        ValueError: they do not fit the config, RUN holds another run or is in use,
+            or there is too little room.
         FloatingPointError: a loss is no longer finite.
+        OSError: no room to write; what was saved before stays good.
+        Stopped: `stop` said so.
     """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = replicas.make_strategy(config.distribute)
+    replicas.check_batch(
+        config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
+    )
+    folder = replicas.own_folder(strategy, workdir)
+    with lock.alone_in(folder):
+        metrics = _train(
+            config, data_dir, folder, progress, stop, make_stages, strategy
+        )
+        replicas.leave(strategy, folder)
+    return metrics
+
+
+def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
+    """`train`, in a folder of its own."""
     # --- Data ----------------------------------------------------------------
     data = open_dataset(config.dataset, data_dir)
     for split in (config.train_split, config.val_split):
         data.source(split)  # an unknown split is an error before the long work
 
     # --- Models and optimizers -----------------------------------------------
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise ValueError(f"workdir={workdir}: is a file")
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(workdir, config, data.class_names)
-    networks, weights = stages.create_networks(
-        config, data.class_names, load_weights=not resumes
-    )
+    preflight.check(config, data, workdir)
+    with strategy.scope():
+        networks, weights = stages.create_networks(
+            config, data.class_names, load_weights=not resumes
+        )
     if resumes:
         old = checkpoints.read_run(workdir)
         fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
@@ -81,11 +123,12 @@ def train(
     else:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
-    plan = stages.make_stages(config, networks, data.ignore_label)
 
     # --- Loop ----------------------------------------------------------------
-    training = _Training(config, data, networks, workdir, progress)
-    for stage in plan[training.restore(plan) :]:
+    training = _Training(
+        config, data, networks, workdir, progress, stop, make_stages, strategy
+    )
+    for stage in training.plan[training.restore() :]:
         training.run(stage)
 
     # --- Result --------------------------------------------------------------
@@ -93,117 +136,134 @@ def train(
 
 
 class _Training:
-    """The loop's state: networks, position, best results, and where they are kept."""
+    """The loop over the stages of one run."""
 
-    def __init__(self, config, data, networks, workdir, progress):
+    def __init__(
+        self, config, data, networks, workdir, progress, stop, make_stages, strategy
+    ):
         self.config, self.data, self.networks = config, data, networks
-        self.workdir, self.progress = workdir, progress
-        self.position = checkpoints.Position()
-        self.best = {phase: tf.Variable(-1.0) for phase in checkpoints.PHASES}
-        parts = {k: v for k, v in vars(networks).items() if v is not None}
-        self.manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(position=self.position, best=self.best, **parts),
-            os.path.join(workdir, "checkpoints"),
-            max_to_keep=config.keep_checkpoints,
-            checkpoint_name="state",
+        self.workdir, self.progress, self.stop = workdir, progress, stop
+        self.guard = guard.Guard(
+            config.guard_retries,
+            config.guard_miou_drop,
+            ratio_limit=max(1.0, 2 * config.gradient_ratio),
         )
-        self.best_managers = {
-            phase: tf.train.CheckpointManager(
-                tf.train.Checkpoint(
-                    generator=networks.generator, position=self.position
-                ),
-                os.path.join(workdir, "best", phase),
-                max_to_keep=1,
-                checkpoint_name="generator",
-            )
-            for phase in checkpoints.PHASES
-        }
-        self.writer = summaries.Summaries(workdir)
-        self.writer.text("config", config.to_json())
-        settings = dataclasses.asdict(config)
-        self.writer.hparams({k: settings[k] for k in settings.keys() - BOOKKEEPING})
+        weakening = None
+        # A placebo that were weakened or taken back would no longer be one.
+        if config.guard and config.uses_adversary and config.placebo == "none":
+            weakening = stages.Weakening(tf.Variable(1.0), tf.Variable(1.0))
+        self.can_go_back = weakening is not None
+        with strategy.scope():
+            self.plan = make_stages(config, networks, data.ignore_label, weakening)
+        self.worker = replicas.worker(strategy)
+        self.state = RunState(
+            workdir, networks, self.plan, self.guard, weakening, config.keep_checkpoints
+        )
+        self.validation = Validation(config, data, networks)
         self.profile = ProfileWindow(workdir, config.profile_steps)
-        self.last_validation = (None, None, {})  # stage, step, metrics
-        self.per_image = None  # the counts behind them
-        self.predictor = make_predictor(
-            networks.generator,
-            num_classes=data.num_classes,
-            normalize=normalize,
-            mode=config.eval_mode,
-            window=config.eval_window,
-            overlap=config.eval_overlap,
-            scales=config.eval_scales,
-            flip=config.eval_flip,
-        )
 
-    def restore(self, plan: list[stages.Stage]) -> int:
-        """Loads the newest checkpoint; returns the index of the stage to go on with."""
-        path = self.manager.latest_checkpoint
-        if not path:
-            return 0
-        try:
-            self.manager.checkpoint.restore(path).assert_consumed()
-        except checkpoints.UNREADABLE as error:
-            raise ValueError(
-                f"{path}: cannot be restored ({str(error).strip()[:200]!r}); "
-                "to continue from an older state, name it in the file `checkpoint` "
-                "beside it"
-            ) from error
-        where = self.position.describe()
-        _LOG.info("continuing from %s, %s step %d", path, *where.values())
-        return [stage.name for stage in plan].index(where["phase"])
+    def restore(self) -> int:
+        """Loads the newest state; returns the index of the stage to go on with."""
+        resumes = self.state.restore()
+        self.writer = summaries.Summaries(self.workdir)
+        if resumes:
+            return [stage.name for stage in self.plan].index(self.state.stage)
+        self.writer.text("config", self.config.to_json())
+        settings = dataclasses.asdict(self.config)
+        self.writer.hparams({k: settings[k] for k in settings.keys() - BOOKKEEPING})
+        return 0
+
+    def _stop_if_asked(self, stage, step, is_saved=False):
+        if self.stop and self.stop():
+            if not is_saved:
+                self.state.save(stage, step)
+            raise Stopped(
+                f"stopped at {stage.name} step {step} of {stage.num_steps}, with its "
+                "state saved; the same command goes on from there"
+            )
+
+    # --- Steps ---------------------------------------------------------------
 
     def run(self, stage: stages.Stage):
         """Does the steps of one stage that are still to be done."""
         config = self.config
-        if self.position.describe()["phase"] != stage.name:
+        if self.state.stage != stage.name:
             self._enter(stage)
-        first = self.position.describe()["step"]
+        first = self.state.step
+        if self.state.validation_is_due:
+            self._end_step(stage, first, True, self._occasions(stage, first)[1])
+        if self.state.step == stage.num_steps:
+            return
         counted_from, clock, values = first, time.monotonic(), {}
         for step, batch in enumerate(self._batches(stage, first), start=first + 1):
             stages.seed_dropout(self.networks.generator, config.seed, stage.name, step)
             # The warm-up leaves G's steps uncounted: 0 is in no window.
             number = stage.first_step + step if stage.updates_generator else 0
             with self.profile.step(number):
-                # Normalised here: it costs nothing on the device, and among tf.data's
-                # threads as much as decoding.
-                scalars = stage.step(normalize(batch["image"]), batch["label"])
-            self.position.step.assign(step)
-            is_last = step == stage.num_steps
-            evaluates = stage.updates_generator and (
-                step % config.eval_every == 0 or is_last
-            )
-            saves = step % config.save_every == 0 or is_last
+                scalars = stage.step(*to_model(batch, normalize))
+            self.guard.see(scalars)
+            self.state.position.step.assign(step)
+            evaluates, saves = self._occasions(stage, step)
             if evaluates or saves:
-                _finite(stage, step, scalars)
+                self._finite(stage, step, scalars)
                 self._check_state(stage, step)
-            if step % config.log_every == 0 or is_last:
-                values = _finite(stage, step, scalars)
+            if step % config.log_every == 0 or step == stage.num_steps:
+                values = self._finite(stage, step, scalars)
                 seconds = time.monotonic() - clock
                 values["steps_per_second"] = (step - counted_from) / seconds
                 self._log(stage, step, values)
                 counted_from, clock = step, time.monotonic()
             if self.progress:
                 self.progress(stage.name, step, stage.num_steps, values)
-            if evaluates:
-                self._validate(stage, step)
-            if saves:
-                self.manager.save(stage.first_step + step)
+            if self._end_step(stage, step, evaluates, saves):
+                return
             if evaluates or saves:  # they do not count as training time
                 counted_from, clock = step, time.monotonic()
 
+    def _occasions(self, stage, step):
+        """Whether a step ends with a validation, and whether with a saved state."""
+        is_last = step == stage.num_steps
+        evaluates = step % self.config.eval_every == 0 or is_last
+        saves = step % self.config.save_every == 0 or is_last
+        return stage.updates_generator and evaluates, saves
+
+    def _end_step(self, stage, step, evaluates, saves):
+        """Validates, heeds the guard, saves, stops; returns whether the stage is over.
+
+        The state is saved behind everything that it has to know, and before the best
+        one that it counts.
+        """
+        is_best = evaluates and self._validate(stage, step)
+        is_over = False
+        if not is_best and (evaluates or saves or step % guard.CHECK_EVERY == 0):
+            is_over = self._heed_guard(stage, step, validated=evaluates)
+        if is_over:
+            step = stage.num_steps
+        is_saved = saves or is_best or is_over
+        if is_saved:
+            self.state.save(stage, step)
+        if is_best:
+            self.state.keep_best(stage, step)
+        self._stop_if_asked(stage, step, is_saved)
+        return is_over
+
     def _enter(self, stage):
         """Starts a stage: fresh optimizer state for G, position at 0."""
-        self.position.stage.assign(stage.name)
-        self.position.step.assign(0)
-        if stage.name == "phase2":
-            stages.reset_optimizer(self.networks.generator_optimizer)
-            # G as phase 2 finds it competes for the phase's best.
-            last_stage, _, metrics = self.last_validation
-            if last_stage == "phase1":
-                self._keep_best(stage, 0, metrics["miou"] or 0.0)
-            else:
-                self._validate(stage, 0)
+        self.state.position.stage.assign(stage.name)
+        self.state.position.step.assign(0)
+        if stage.name != "phase2":
+            return
+        stages.reset_optimizer(self.networks.generator_optimizer)
+        # G as phase 2 finds it competes for the phase's best.
+        last_stage, _, metrics = self.state.last_validation
+        if last_stage == "phase1":
+            self.state.best["phase2"] = {"miou": metrics["miou"] or 0.0, "step": 0}
+        else:
+            self._validate(stage, 0)
+        self.guard.enter_phase2(self.state.best["phase2"]["miou"])
+        self.state.keep_before_phase2()
+        self.state.save(stage, 0)
+        self.state.keep_best(stage, 0)
 
     def _batches(self, stage, first):
         config = self.config
@@ -218,6 +278,7 @@ class _Training:
             seed=stages.stage_seed(config.seed, stage.name),
             first_example=first * config.batch_size,
             num_examples=(stage.num_steps - first) * config.batch_size,
+            worker=self.worker,
         )
 
     def _log(self, stage, step, values):
@@ -227,20 +288,72 @@ class _Training:
             self.writer.scalars(step, values, prefix="warmup/")
 
     def _validate(self, stage, step):
-        """Validation mIoU, pictures, and G kept where it is the phase's best."""
-        metrics = self._evaluate(self.config.eval_limit)
-        self.last_validation = (stage.name, step, metrics)
+        """Validation mIoU and pictures; returns whether G is the phase's best."""
+        self.state.validation_is_due = step > 0  # a stage's start is entered again
+        metrics = self.validation.metrics(
+            self.config.eval_limit,
+            progress=lambda *_: self._stop_if_asked(stage, step, is_saved=not step),
+        )
+        self.state.validation_is_due = False
+        self.state.last_validation = (stage.name, step, metrics)
         at = stage.first_step + step
         miou = metrics["miou"] or 0.0  # None where no pixel is labelled
         _LOG.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
         self.writer.validation(at, metrics)
-        self.writer.pictures(at, self._pictures())
-        self._keep_best(stage, step, miou)
+        self.writer.pictures(at, self.validation.pictures())
+        is_best = miou > self.state.best[stage.name]["miou"]
+        if is_best:
+            self.state.best[stage.name] = {"miou": miou, "step": step}
+        return is_best
 
-    def _keep_best(self, stage, step, miou):
-        if miou > self.best[stage.name].numpy():
-            self.best[stage.name].assign(miou)
-            self.best_managers[stage.name].save(stage.first_step + step)
+    # --- Guard ---------------------------------------------------------------
+
+    def _heed_guard(self, stage, step, validated):
+        """Does what the guard decides; returns whether the stage is over."""
+        adversarial = stage.name == "phase2" and self.can_go_back
+        miou = (self.state.last_validation[2]["miou"] or 0.0) if validated else None
+        decision = self.guard.decide(adversarial, miou)
+        if decision is None:
+            return False
+        says = f"{stage.name} step {step}: {decision.alarm}: {decision.why}"
+        if decision.action == "end" and not adversarial:
+            raise FloatingPointError(f"{says}; {decision.remedy}")
+        done = {
+            "note": "noted",
+            "back": "back to the best state of phase 2, with a weaker adversary",
+            "end": "tried often enough: ends with phase 1's weights",
+        }[decision.action]
+        _LOG.warning("%s (%s). Remedy: %s", says, done, decision.remedy)
+        if decision.action == "back":
+            self.guard.go_back(decision)
+            self.state.go_back(stage, step)
+        elif decision.action == "end":
+            self.guard.state["ended"] = True
+            self.state.end(stage)
+        at = {"phase": stage.name, "step": step}
+        prefix = "" if stage.updates_generator else "warmup/"
+        self.writer.alarm(
+            step + stage.first_step * stage.updates_generator,
+            at | dataclasses.asdict(decision) | {"remedy": decision.remedy},
+            {k: self.guard.state[k] for k in ("strength", "adversary_rate")},
+            prefix,
+        )
+        return decision.action == "end"
+
+    def _finite(self, stage, step, scalars) -> dict[str, float]:
+        """The scalars as floats; a guarded run leaves out what is not finite.
+
+        Raises:
+            FloatingPointError: one is not finite.
+        """
+        values = {name: float(value) for name, value in scalars.items()}
+        broken = {k: v for k, v in values.items() if not math.isfinite(v)}
+        if broken and not self.config.guard:
+            raise FloatingPointError(
+                f"{stage.name} step {step}: {broken}; the newest checkpoint is older. "
+                "Lower the learning rate or the adversarial weight, or use float32"
+            )
+        return {k: v for k, v in values.items() if k not in broken}
 
     def _check_state(self, stage, step):
         """No state that is not finite is saved: it would push out the good ones."""
@@ -253,72 +366,33 @@ class _Training:
                         "the newest checkpoint is older"
                     )
 
-    def _evaluate(self, limit):
-        """Metrics; the counts behind the newest ones stay in `self.per_image`."""
-        return evaluate(
-            self.networks.generator,
-            eval_examples(self.data, self.config.val_split, limit=limit or None),
-            class_names=self.data.class_names,
-            ignore_label=self.data.ignore_label,
-            normalize=normalize,
-            mode=self.config.eval_mode,
-            window=self.config.eval_window,
-            overlap=self.config.eval_overlap,
-            scales=self.config.eval_scales,
-            flip=self.config.eval_flip,
-            predictor=self.predictor,
-            full=self.config.eval_metrics == "full",
-            on_counts=lambda images: setattr(self, "per_image", images),
-        )
-
-    def _pictures(self):
-        """Panels and verdict maps of the first validation images."""
-        pictures = {}
-        if not self.config.panels:
-            return pictures
-        examples = eval_examples(
-            self.data, self.config.val_split, limit=self.config.panels
-        )
-        for number, example in enumerate(examples.as_numpy_iterator()):
-            probs = self.predictor(example["image"][np.newaxis])
-            pictures[f"panel/{number}"] = summaries.validation_panel(
-                example,
-                probs[0].argmax(-1),
-                self.data.class_colors,
-                self.data.ignore_label,
-            )
-            if self.networks.adversary is not None and _fits_verdicts(example):
-                real, fake = _verdicts(
-                    self.networks,
-                    example,
-                    probs,
-                    self.config.epsilon,
-                    self.data.ignore_label,
-                )
-                pictures[f"verdicts/{number}"] = summaries.verdict_panel(
-                    example["image"], real, fake
-                )
-        return pictures
-
     def conclude(self) -> dict:
         """Evaluates the last G on the whole validation split and exports it."""
         self.writer.close()
         self.profile.close()
         folder = os.path.join(self.workdir, "eval", self.config.val_split)
-        checkpoint = self.manager.latest_checkpoint
+        checkpoint = checkpoints.find_checkpoint(self.workdir, "last")
         facts = {
             "dataset": self.config.dataset,
             "split": self.config.val_split,
             "partial": self.data.partial,
             "limit": 0,
             "checkpoint": os.path.relpath(checkpoint, self.workdir),
-            **self.position.describe(),
+            **self.state.position.describe(),
         }
-        stage, step, metrics = self.last_validation
-        if (stage, step) != (facts["phase"], facts["step"]) or self.config.eval_limit:
-            metrics = self._evaluate(0)
+        if self.config.guard:
+            facts["guard"] = {k: self.guard.state[k] for k in ("tries", "ended")}
+        stage, step, metrics = self.state.last_validation
+        is_newest = (stage, step) == (facts["phase"], facts["step"])
+        has_counts = self.validation.per_image is not None  # no state holds them
+        if not is_newest or self.config.eval_limit or not has_counts:
+            metrics = self.validation.metrics(
+                progress=lambda *_: self._stop_if_asked(self.plan[-1], step, True)
+            )
         metrics |= facts
-        write_per_image(self.per_image, os.path.join(folder, "per_image.npz"))
+        write_per_image(
+            self.validation.per_image, os.path.join(folder, "per_image.npz")
+        )
         write_metrics(metrics, os.path.join(folder, "metrics.json"))
         run = checkpoints.read_run(self.workdir)
         generator, _ = checkpoints.load_generator(run, "last")
@@ -332,45 +406,6 @@ class _Training:
             metadata={"arm": self.config.arm, **facts},
         )
         return metrics
-
-
-def _fits_verdicts(example) -> bool:
-    """Whether A's last feature map, a sixteenth of the image, has a cell."""
-    return min(example["label"].shape) >= 32
-
-
-def _verdicts(networks, example, probs, epsilon, ignore_label):
-    """A's verdicts on one validation image: d(real map), d(fake map), [S, S] each."""
-    label = tf.constant(example["label"][np.newaxis], tf.int32)
-    features = None
-    if networks.extractor is not None:
-        image = tf.constant(example["image"][np.newaxis], tf.float32)
-        features = networks.extractor(normalize(image), training=False)
-    maps = (
-        adversary_lib.real_map(probs, label, epsilon, ignore_label),
-        adversary_lib.fake_map(probs, label, ignore_label),
-    )
-    real, fake = (
-        tf.sigmoid(adversary_lib.judge(networks.adversary, shown, features))
-        for shown in maps
-    )
-    return real[0].numpy(), fake[0].numpy()
-
-
-def _finite(stage, step, scalars) -> dict[str, float]:
-    """The scalars as floats.
-
-    Raises:
-        FloatingPointError: one is not finite.
-    """
-    values = {name: float(value) for name, value in scalars.items()}
-    broken = {k: v for k, v in values.items() if not math.isfinite(v)}
-    if broken:
-        raise FloatingPointError(
-            f"{stage.name} step {step}: {broken}; the newest checkpoint is older. "
-            "Lower the learning rate or the adversarial weight, or use float32"
-        )
-    return values
 
 
 def _describe_run(config, data, data_dir, workdir, networks, weights):

@@ -23,10 +23,11 @@ import keras
 import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import losses
+from ss_gan_tf import gradients as gradients_lib
+from ss_gan_tf import losses, replicas
+from ss_gan_tf.gradients import Schedule, apply, share_of_batch
 from ss_gan_tf.micro_batches import in_parts
 
-Schedule = Callable[[tf.Tensor], tf.Tensor]
 Step = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 
 # --- Phase 1 -----------------------------------------------------------------
@@ -56,30 +57,36 @@ def make_segmentation_step(
     """
     variables = generator.trainable_variables
     optimizer.build(variables)
-    share = 1.0 / accumulate_steps
+    share = share_of_batch(accumulate_steps)
 
     def segmentation_part(image, label):
-        passed = _forward(generator, image)
+        passed = gradients_lib.forward(generator, image)
         segmentation, gradient = _segmentation_at_logits(
             passed[0], label, ignore_label, share
         )
-        gradients = _backward(generator, optimizer, passed, gradient, share)
+        gradients = gradients_lib.backward(
+            generator, optimizer, passed, gradient, share
+        )
         return (), (segmentation, gradients)
 
-    @tf.function(jit_compile=jit_compile)
     def segmentation_step(image, label):
+        statistics = gradients_lib.statistics_of(generator)
         _, (segmentation, gradients) = in_parts(
             segmentation_part,
             accumulate_steps,
             (image, label),
             total=(tf.constant(0.0), variables),
         )
-        rate = _set_rate(optimizer, learning_rate, optimizer.iterations)
-        optimizer.apply(gradients, variables)
-        scalars = {"loss/mce": segmentation, "learning_rate/generator": rate}
-        return scalars | _loss_scale("generator", optimizer)
+        rate = gradients_lib.set_rate(optimizer, learning_rate, optimizer.iterations)
+        scalars = apply("generator", optimizer, gradients, variables)
+        gradients_lib.keep_finite(statistics)
+        scalars |= {
+            "loss/mce": replicas.total(segmentation),
+            "learning_rate/generator": rate,
+        }
+        return scalars | gradients_lib.loss_scale("generator", optimizer)
 
-    return segmentation_step
+    return replicas.make_function(segmentation_step, generator, jit_compile)
 
 
 # --- Phase 2 -----------------------------------------------------------------
@@ -100,6 +107,8 @@ def make_adversarial_step(
     gradient_ratio: float | None = None,
     lambda_max: float = 100.0,
     placebo: str = "none",
+    strength: tf.Variable | None = None,
+    real_map: Callable = adversary_lib.real_map,
     generator_lr: Schedule | None = None,
     adversary_lr: Schedule | None = None,
     ignore_label: int = 255,
@@ -130,6 +139,8 @@ def make_adversarial_step(
         lambda_max: bound of the weight under `gradient_ratio`.
         placebo: `entropy` puts the prediction's entropy in the place of the
             adversarial loss and leaves all else, A's training included, as it is.
+        strength: factor on G's weight, changed between steps; None is 1.
+        real_map: eq. 1, (probs, label, epsilon, ignore_label) -> [B, H, W, C].
         generator_lr: generator_optimizer.iterations -> G's rate; None: its own.
         adversary_lr: generator_optimizer.iterations -> A's rate; None: its own.
         ignore_label: id of unlabelled pixels.
@@ -157,9 +168,10 @@ def make_adversarial_step(
         on_adversary,
         ignore_label,
         accumulate_steps,
+        real_map,
     )
     generator_optimizer.build(generator.trainable_variables)
-    share = 1.0 / accumulate_steps
+    share = share_of_batch(accumulate_steps)
 
     def both_gradients(logits, label, *features):
         """Eq. 4, eq. 3's adversarial term, and their gradients at G's logits."""
@@ -181,15 +193,15 @@ def make_adversarial_step(
         gradients = (segmentation_gradient, adversarial_gradient)
         return gradients, (segmentation, adversarial)
 
-    @tf.function(jit_compile=jit_compile)
     def adversarial_step(image, label):
         step = generator_optimizer.iterations
-        logits, send_back = _run_generator(
+        statistics = gradients_lib.statistics_of(generator)
+        logits, send_back = gradients_lib.run_generator(
             generator, generator_optimizer, image, accumulate_steps
         )
 
         # --- A: eq. 6 --------------------------------------------------------
-        a_rate = _set_rate(adversary_optimizer, adversary_lr, step)
+        a_rate = gradients_lib.set_rate(adversary_optimizer, adversary_lr, step)
         scalars, features = update_adversary(image, label, tf.nn.softmax(logits))
 
         # --- G: eq. 3 --------------------------------------------------------
@@ -200,8 +212,9 @@ def make_adversarial_step(
             keep=(tf.float32, tf.float32),
             total=(tf.constant(0.0), tf.constant(0.0)),
         )
-        segmentation_norm = tf.norm(gradients[0])
-        adversarial_norm = _norm(gradients[1], generator_optimizer)
+        segmentation, adversarial = map(replicas.total, (segmentation, adversarial))
+        segmentation_norm = gradients_lib.norm(gradients[0], generator_optimizer)
+        adversarial_norm = gradients_lib.norm(gradients[1], generator_optimizer)
         if gradient_ratio is None:
             weight = tf.constant(on_generator, tf.float32)
         else:
@@ -209,11 +222,16 @@ def make_adversarial_step(
                 segmentation_norm, adversarial_norm, gradient_ratio, lambda_max
             )
         weight *= _ramp(step, lambda_ramp_steps)
-        g_rate = _set_rate(generator_optimizer, generator_lr, step)
-        generator_optimizer.apply(
+        if strength is not None:
+            weight *= strength
+        g_rate = gradients_lib.set_rate(generator_optimizer, generator_lr, step)
+        scalars |= apply(
+            "generator",
+            generator_optimizer,
             send_back(gradients[0] + weight * gradients[1]),
             generator.trainable_variables,
         )
+        gradients_lib.keep_finite(statistics)
         return (
             scalars
             | {
@@ -229,10 +247,10 @@ def make_adversarial_step(
                 "learning_rate/generator": g_rate,
                 "learning_rate/adversary": a_rate,
             }
-            | _loss_scale("generator", generator_optimizer)
+            | gradients_lib.loss_scale("generator", generator_optimizer)
         )
 
-    return adversarial_step
+    return replicas.make_function(adversarial_step, generator, jit_compile)
 
 
 def make_warmup_step(
@@ -275,101 +293,23 @@ def make_warmup_step(
         accumulate_steps,
     )
 
-    @tf.function(jit_compile=jit_compile)
     def warmup_step(image, label):
-        rate = _set_rate(
+        rate = gradients_lib.set_rate(
             adversary_optimizer, learning_rate, adversary_optimizer.iterations
         )
         # Dropout and batch statistics stay on, so that A meets the maps that phase 2
         # will show it; the moving statistics that this moves are put back.
         statistics = [(w, tf.identity(w)) for w in generator.non_trainable_weights]
-        (logits,), _ = in_parts(
-            lambda image: ([_logits(generator, image)], ()),
-            accumulate_steps,
-            (image,),
-            keep=[tf.float32],
-        )
+        logits = gradients_lib.logits_in_parts(generator, image, accumulate_steps)
         for weight, value in statistics:
             weight.assign(value)
         scalars, _ = update_adversary(image, label, tf.nn.softmax(logits))
         return scalars | {"learning_rate/adversary": rate}
 
-    return warmup_step
+    return replicas.make_function(warmup_step, generator, jit_compile)
 
 
 # --- Shared parts ------------------------------------------------------------
-
-
-def _logits(generator, image):
-    """G in training mode, in float32."""
-    return tf.cast(generator(image, training=True), tf.float32)
-
-
-def _forward(generator, image):
-    """(logits, the model's own regularisation losses, the tape through G)."""
-    with tf.GradientTape() as through_generator:
-        logits = _logits(generator, image)
-        regularization = list(generator.losses)
-    return logits, regularization, through_generator
-
-
-def _backward(generator, optimizer, passed, gradient, share):
-    """Gradients of G's variables, under the optimizer's loss scale.
-
-    Args:
-        generator: G.
-        optimizer: of G.
-        passed: what `_forward` returned.
-        gradient: at the logits.
-        share: weight of the regularisation, the parts' sum being 1.
-
-    Returns:
-        One for each trainable variable.
-    """
-    logits, regularization, through_generator = passed
-    shares = [share * tf.ones_like(loss) for loss in regularization]
-    return through_generator.gradient(
-        [logits, *regularization],
-        generator.trainable_variables,
-        output_gradients=[optimizer.scale_loss(g) for g in (gradient, *shares)],
-    )
-
-
-def _run_generator(generator, optimizer, image, num_parts):
-    """(logits of the batch, what sends a gradient at them back through G).
-
-    In one part G's activations are kept until then. In several only the logits are:
-    each part's forward pass is done again, with the same dropout.
-    """
-    if num_parts == 1:
-        passed = _forward(generator, image)
-        return passed[0], lambda gradient: _backward(
-            generator, optimizer, passed, gradient, 1.0
-        )
-    state = [(v, tf.identity(v)) for v in generator.non_trainable_variables]
-    (logits,), _ = in_parts(
-        lambda image: ([_logits(generator, image)], ()),
-        num_parts,
-        (image,),
-        keep=[tf.float32],
-    )
-
-    def send_back_part(image, gradient):
-        passed = _forward(generator, image)
-        return (), _backward(generator, optimizer, passed, gradient, 1.0 / num_parts)
-
-    def send_back(gradient):
-        for variable, value in state:
-            variable.assign(value)
-        _, gradients = in_parts(
-            send_back_part,
-            num_parts,
-            (image, gradient),
-            total=generator.trainable_variables,
-        )
-        return gradients
-
-    return logits, send_back
 
 
 def _segmentation_at_logits(logits, label, ignore_label, share):
@@ -381,7 +321,14 @@ def _segmentation_at_logits(logits, label, ignore_label, share):
 
 
 def _make_adversary_update(
-    adversary, extractor, optimizer, epsilon, weight, ignore_label, num_parts
+    adversary,
+    extractor,
+    optimizer,
+    epsilon,
+    weight,
+    ignore_label,
+    num_parts,
+    real_map=adversary_lib.real_map,
 ):
     """A's half of the step: (image, label, probs) -> (scalars, features for G)."""
     trains_extractor = extractor is not None and bool(extractor.trainable_variables)
@@ -389,6 +336,7 @@ def _make_adversary_update(
     if trains_extractor:
         variables += extractor.trainable_variables
     optimizer.build(variables)
+    share = share_of_batch(num_parts)
     feature_types = [] if extractor is None else [x.dtype for x in extractor.outputs]
 
     def features_of(image):
@@ -396,7 +344,7 @@ def _make_adversary_update(
         return [] if extractor is None else [extractor(image, training=False)]
 
     def judge_part(image, label, probs):
-        real = adversary_lib.real_map(probs, label, epsilon, ignore_label)
+        real = real_map(probs, label, epsilon, ignore_label)
         fake = adversary_lib.fake_map(probs, label, ignore_label)
         frozen = None if trains_extractor else features_of(image)
         with tf.GradientTape() as tape:
@@ -405,7 +353,7 @@ def _make_adversary_update(
             fake_logits = adversary_lib.judge(adversary, fake, *features)
             cells = adversary_lib.valid_cells(label, ignore_label, real_logits)
             loss = losses.adversary_loss(real_logits, fake_logits, cells)
-            scaled = optimizer.scale_loss(weight / num_parts * loss)
+            scaled = optimizer.scale_loss(weight * share * loss)
         verdicts = (real_logits, fake_logits, cells)
         kept = () if trains_extractor else frozen
         return (*verdicts, *kept), tape.gradient(scaled, variables)
@@ -419,7 +367,7 @@ def _make_adversary_update(
             keep=[tf.float32, tf.float32, tf.bool, *kept_types],
             total=variables,
         )
-        optimizer.apply(gradients, variables)
+        scalars = apply("adversary", optimizer, gradients, variables)
         if trains_extractor:  # G meets the adversary as just updated
             features, _ = in_parts(
                 lambda image: (features_of(image), ()),
@@ -427,21 +375,13 @@ def _make_adversary_update(
                 (image,),
                 keep=feature_types,
             )
+        real, fake, cells = map(replicas.joined, (real, fake, cells))
         accuracy = adversary_lib.verdict_accuracy(real, fake, cells)
-        scalars = {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
+        scalars |= {f"adversary/accuracy_{k}": v for k, v in accuracy.items()}
         scalars["loss/loss_d"] = losses.adversary_loss(real, fake, cells)
-        return scalars | _loss_scale("adversary", optimizer), features
+        return scalars | gradients_lib.loss_scale("adversary", optimizer), features
 
     return update
-
-
-def _set_rate(optimizer, schedule, step):
-    """The rate of this step, written into the optimizer where a schedule is given."""
-    if schedule is None:
-        return tf.convert_to_tensor(optimizer.learning_rate)
-    rate = tf.cast(schedule(step), tf.float32)
-    optimizer.learning_rate.assign(rate)
-    return rate
 
 
 def _ramp(step, ramp_steps):
@@ -449,22 +389,3 @@ def _ramp(step, ramp_steps):
     if not ramp_steps:
         return 1.0
     return tf.minimum(1.0, (tf.cast(step, tf.float32) + 1.0) / ramp_steps)
-
-
-def _has_loss_scale(optimizer):
-    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def _loss_scale(name, optimizer):
-    """Scalar of the loss scale, where the optimizer has one."""
-    if not _has_loss_scale(optimizer):
-        return {}
-    return {f"loss_scale/{name}": tf.identity(optimizer.dynamic_scale)}
-
-
-def _norm(gradient, optimizer):
-    """Euclidean norm; 0 for an overflow under a loss scale, whose update is skipped."""
-    norm = tf.norm(gradient)
-    if not _has_loss_scale(optimizer):
-        return norm  # an overflow is to be seen, and to stop the run
-    return tf.where(tf.math.is_finite(norm), norm, 0.0)

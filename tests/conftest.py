@@ -1,5 +1,7 @@
 """Settings of every test, made before TensorFlow is imported, and shared fixtures."""
 
+import collections
+import json
 import os
 import pathlib
 
@@ -54,6 +56,7 @@ def tiny_config():
             "save_every": 2,
             "eval_limit": 2,
             "panels": 1,
+            "guard": False,  # four steps say nothing about a collapse
         }
     )
 
@@ -66,6 +69,60 @@ def tiny_run(tiny_data, tiny_config, tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("run"))
     train(tiny_config, tiny_data, workdir)
     return workdir
+
+
+def state_of(workdir):
+    """Every variable of the newest state: networks, optimizers, position, best."""
+    import tensorflow as tf
+
+    from ss_gan_tf import checkpoints
+
+    reader = tf.train.load_checkpoint(checkpoints.find_checkpoint(workdir, "last"))
+    names = reader.get_variable_to_shape_map()
+    # The sizes of event files and the graph's own numbers may differ.
+    left_out = ("memory/", "_CHECKPOINTABLE_OBJECT_GRAPH")
+    return {n: reader.get_tensor(n) for n in names if not n.startswith(left_out)}
+
+
+def points_of(workdir):
+    """(tag, step) -> what each event file says of it, times of the clock left out."""
+    import tensorflow as tf
+    from tensorboard.compat.proto import event_pb2
+
+    found = collections.defaultdict(list)
+    for name in sorted(os.listdir(workdir)):
+        if name.startswith("events.out"):
+            path = os.path.join(workdir, name)
+            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+                event = event_pb2.Event.FromString(record)
+                for value in event.summary.value:
+                    if not value.tag.endswith("steps_per_second"):
+                        content = value.tensor.SerializeToString()
+                        found[value.tag, event.step].append(content)
+    return found
+
+
+def metrics_of(workdir):
+    with open(os.path.join(workdir, "eval", "val", "metrics.json")) as file:
+        return json.load(file)
+
+
+@pytest.fixture(scope="session")
+def assert_same_run():
+    """Compares two runs' folders bit for bit: state, curves, pictures, metrics."""
+    import numpy as np
+
+    def assert_same_run(first, second):
+        ours, other = state_of(first), state_of(second)
+        assert ours.keys() == other.keys()
+        for name, value in ours.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+        assert metrics_of(first) == metrics_of(second)
+        points = points_of(first)
+        assert not [key for key, values in points.items() if len(values) > 1], "doubled"
+        assert points == points_of(second)
+
+    return assert_same_run
 
 
 @pytest.fixture

@@ -27,6 +27,39 @@ def test_no_run(tmp_path):
         checkpoints.read_run(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "damage, rule",
+    [
+        (
+            lambda fields: fields.update(ignore_label="255"),
+            "ignore_label must be a int",
+        ),
+        (lambda fields: fields.update(data_dir=None), "data_dir must be a str"),
+        (lambda fields: fields.update(class_names="abc"), "class_names must be"),
+        (lambda fields: fields["class_colors"].pop(), "class_colors must be"),
+        (lambda fields: fields["config"].update(crop_size="64"), "must be an integer"),
+        (lambda fields: fields["config"].update(dropout=float("nan")), "NaN"),
+        (lambda fields: fields["config"].update(val_split="../.."), "must be letters"),
+    ],
+)
+def test_wrong_fields_of_run_json_are_named(tiny_run, tmp_path, damage, rule):
+    with open(os.path.join(tiny_run, "run.json")) as file:
+        fields = json.load(file)
+    damage(fields)
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rule) as error:
+        checkpoints.read_run(str(tmp_path))
+    assert str(error.value).startswith(f"{tmp_path}/run.json: not a run's description")
+
+
+@pytest.mark.parametrize("text", ["[" * 99_999, '{"config": 1, "config": 2}'])
+def test_run_json_that_is_hardly_json(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json: not a run's description") as error:
+        checkpoints.read_run(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"config": {}}', '{"config": {"x": 1}}'])
 def test_damaged_run_json_is_one_clear_error(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
@@ -82,7 +115,7 @@ def test_other_classes_are_refused_bookkeeping_and_execution_are_not(
     checkpoints.check_same_run(
         tiny_run, dataclasses.replace(tiny_config, log_every=1), names
     )
-    execution = {"jit_compile": "on", "accumulate_steps": 2}
+    execution = {"accumulate_steps": 2, "distribute": "mirrored"}
     checkpoints.check_same_run(
         tiny_run, dataclasses.replace(tiny_config, **execution), names
     )

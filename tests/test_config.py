@@ -97,6 +97,7 @@ def test_what_an_arm_runs(arm, lambda_adv, uses_phase2, uses_adversary, is_contr
         {"arm": "vgg16", "init_generator": "elsewhere"},
         {"width": 0.5, "backbone_weights": "imagenet"},
         {"batch_size": 6, "accumulate_steps": 4},
+        {"distribute": "mirrored", "jit_compile": "on"},
         # A's last feature map has 48 // 16 = 3 cells a side, the grid wants 4.
         {"crop_size": 48},
     ],

@@ -55,7 +55,6 @@ def batches(prepared, split="train", **changes):
         crop_size=32,
         scale_range=(0.5, 2.0),
         pad_color=PAD_COLOR,
-        normalize=lambda image: image,
         seed=3,
         num_examples=10,
     )
@@ -224,8 +223,8 @@ def test_stream_is_endless(prepared):
 
 def test_shapes_are_static(prepared):
     spec = batches(prepared, batch_size=2).element_spec
-    assert spec["image"] == tf.TensorSpec([2, 32, 32, 3], tf.float32)
-    assert spec["label"] == tf.TensorSpec([2, 32, 32], tf.int32)
+    assert spec["image"] == tf.TensorSpec([2, 32, 32, 3], tf.uint8)
+    assert spec["label"] == tf.TensorSpec([2, 32, 32], tf.uint8)
 
 
 def test_a_batch_that_is_not_full_is_dropped(prepared):
@@ -277,10 +276,37 @@ def test_flip_mirrors_about_half_and_can_be_off(prepared):
     assert 8 <= mirrored <= 32
 
 
-def test_normalize_comes_last(prepared):
-    raw = as_arrays(batches(prepared))[0]
-    normalized = as_arrays(batches(prepared, normalize=lambda image: image - PAD_COLOR))
-    np.testing.assert_array_equal(normalized[0], raw - np.float32(PAD_COLOR))
+def test_to_model_normalizes_colours_and_keeps_ids(prepared):
+    batch = next(iter(batches(prepared, batch_size=2)))
+    image, label = input_pipeline.to_model(batch, lambda image: image - PAD_COLOR)
+    assert (image.dtype, label.dtype) == (tf.float32, tf.int32)
+    expected = np.float32(batch["image"]) - np.float32(PAD_COLOR)
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(label, batch["label"])
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_workers_share_each_batch(prepared, num_workers):
+    whole = as_arrays(batches(prepared, batch_size=4, first_example=8))
+    shares = [
+        as_arrays(
+            batches(
+                prepared, batch_size=4, first_example=8, worker=(number, num_workers)
+            )
+        )
+        for number in range(num_workers)
+    ]
+    for array, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        # [workers, batches, B / W, ...] -> [batches, workers, B / W, ...]
+        parts = np.stack([p.reshape(2, 4 // num_workers, *p.shape[1:]) for p in parts])
+        np.testing.assert_array_equal(
+            array, np.moveaxis(parts, 0, 1).reshape(array.shape)
+        )
+
+
+def test_workers_that_do_not_divide_the_batch(prepared):
+    with pytest.raises(ValueError, match="batch_size=4 is not a multiple of 3"):
+        batches(prepared, batch_size=4, worker=(0, 3))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31])
@@ -349,7 +375,7 @@ def test_check_lets_known_values_through(run):
     [
         ((2, 3), 2, "label of aachen/x holds 2, which is neither in 0..1 nor 255"),
         ((2, 3), 254, "label of aachen/x holds 254"),
-        ((3, 2), 0, "aachen/x: image is .2 3. but label is .3 2."),
+        ((3, 2), 0, r"aachen/x: image is \[2, 3\] but label is \[3, 2\]"),
     ],
 )
 def test_check_names_example_value_and_rule(run, size, value, message):
@@ -481,21 +507,3 @@ def test_an_example_is_what_tensorflow_makes_of_the_same_draws(prepared, scale_r
         np.testing.assert_allclose(image[:height, :width], smooth, atol=1)
         np.testing.assert_array_equal(label[:height, :width], ids)
         assert (label[height:] == 255).all() and (label[:, width:] == 255).all()
-
-
-def test_without_normalize_pixels_are_as_stored(prepared):
-    raw = as_arrays(batches(prepared, normalize=None))
-    same = as_arrays(batches(prepared))
-    np.testing.assert_array_equal(raw[0], same[0])
-    np.testing.assert_array_equal(raw[1], same[1])
-
-
-def test_normalize_gets_a_batch(prepared):
-    shapes = []
-
-    def normalize(image):
-        shapes.append(image.shape)
-        return image
-
-    batches(prepared, batch_size=2, normalize=normalize)
-    assert shapes == [[2, 32, 32, 3]]

@@ -272,6 +272,28 @@ def test_large_images_are_run_in_windows(model_dir, monkeypatch, size):
     assert len(shapes) > 1 and max(max(shape) for shape in shapes) <= 48
 
 
+def test_names_with_line_breaks_and_without_utf_8(model_dir, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    names = ["two\nlines", "clear\x1b[2J", os.fsdecode(b"caf\xe9"), "..x"]
+    for name in names:
+        save(picture(), source / f"{name}.png", format="PNG")
+    (source / "bad\nname.png").write_bytes(b"no image")
+    (failure,) = predict.predict(model_dir, str(source), str(out))
+    assert failure.path.endswith("bad\nname.png") and "\n" not in failure.reason
+    expected = {f"{name}_{kind}.png" for name in names for kind in ("ids", "color")}
+    assert expected <= set(os.listdir(out))
+    assert set(os.listdir(tmp_path)) == {"in", "out"}
+
+
+@pytest.mark.parametrize("text", ["[" * 99_999, '{"class_names": [1]}', "[]", "\xff"])
+def test_hostile_classes_of_an_export(model_dir, tmp_path, text):
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    (tmp_path / "classes.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="the export in .* is damaged") as error:
+        predict.load_model(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_results_are_no_inputs(model_dir, tmp_path):
     save(picture(), tmp_path / "a.png")
     for _ in range(2):  # the second time finds the first one's results

@@ -55,7 +55,10 @@ def flags_of(monkeypatch):
     def flags_of(module):
         values = flags.FlagValues()
         with monkeypatch.context() as patch:
-            for name in ("enum", "bool", "flag", "integer", "float", "string", "list"):
+            for name in (
+                "bool", "enum", "flag", "float", "integer", "list", "multi_enum",
+                "string",
+            ):  # fmt: skip
                 define = getattr(flags, f"DEFINE_{name}")
                 define = functools.partial(define, flag_values=values)
                 patch.setattr(flags, f"DEFINE_{name}", define)
@@ -135,7 +138,9 @@ def test_the_table_of_presets():
         shown.add(name)
         for cell, config in zip(cells, configs, strict=True):
             value = getattr(config, name)
-            if cell != "-":  # has no effect there
+            if isinstance(value, bool):
+                assert cell == ("on" if value else "off"), row
+            elif cell != "-":  # has no effect there
                 read = cell if isinstance(value, str) else float(cell.replace(",", ""))
                 assert read == value, row
     assert shown == differ

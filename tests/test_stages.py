@@ -151,6 +151,47 @@ def test_reset_gives_adam_its_first_state(make, batch):
             assert not np.any(variable.numpy()), variable.path
 
 
+@pytest.mark.parametrize("arm", ["vgg16", "vgg16_g"])
+def test_the_average_by_hand(make, batch, arm):
+    networks, plan = make(arm=arm, ema_decay=0.3)
+    stage = plan["phase2" if arm.endswith("_g") else "phase1"]
+    number = next(
+        n for n, w in enumerate(networks.generator.weights) if w.path.endswith("bias")
+    )
+    expected = networks.generator.weights[number].numpy()
+    for n in (1, 2, 3):
+        stage.step(*batch)
+        weight = networks.generator.weights[number].numpy()
+        # d = (1 + n) / (10 + n) = 2/11, 3/12, then 0.3 for 4/13.
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+        average = networks.average.weights[number].numpy()
+        np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-8)
+        assert np.any(average != weight)
+    assert networks.evaluated is networks.average
+
+
+def test_the_average_disturbs_no_step(make, batch):
+    ends = []
+    for decay in (0.0, 0.9):
+        networks, plan = make(ema_decay=decay)
+        plan["phase1"].step(*batch)
+        plan["phase2"].step(*batch)
+        ends.append([w.numpy() for w in networks.generator.trainable_weights])
+    for ours, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+def test_the_guard_lowers_the_adversarys_rate_between_steps(tiny_config, batch):
+    networks, _ = stages.create_networks(tiny_config, CLASSES)
+    weakening = stages.Weakening(tf.Variable(1.0), tf.Variable(1.0))
+    stage = stages.make_stages(tiny_config, networks, 255, weakening)[-1]
+    assert stage.step(*batch)["learning_rate/adversary"].numpy() == np.float32(5e-4)
+    weakening.adversary_rate.assign(0.1)
+    rate = float(stage.step(*batch)["learning_rate/adversary"])
+    assert rate == pytest.approx(0.1 * 5e-4 * 0.775)  # see the rates above
+
+
 def test_seeds_differ_between_stages_and_runs_and_fit_31_bits():
     seeds = [
         stages.stage_seed(seed, name)
@@ -214,17 +255,20 @@ def test_loss_scales_are_part_of_a_checkpoint_and_outlive_the_change_of_phase(
 
 
 @pytest.mark.parametrize(
-    "jit_compile, devices, compiles",
+    "jit_compile, devices, distribute, compiles",
     [
-        ("auto", [], False),
-        ("auto", ["GPU:0"], True),
-        ("on", [], True),
-        ("off", ["GPU:0"], False),
+        ("auto", [], "none", False),
+        ("auto", ["GPU:0"], "none", True),
+        ("auto", ["GPU:0"], "mirrored", False),
+        ("on", [], "none", True),
+        ("off", ["GPU:0"], "none", False),
     ],
 )
 def test_auto_compiles_on_gpus(
-    monkeypatch, tiny_config, jit_compile, devices, compiles
+    monkeypatch, tiny_config, jit_compile, devices, distribute, compiles
 ):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
-    config = dataclasses.replace(tiny_config, jit_compile=jit_compile)
+    config = dataclasses.replace(
+        tiny_config, jit_compile=jit_compile, distribute=distribute
+    )
     assert stages.compiles(config) is compiles

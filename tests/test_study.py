@@ -141,6 +141,16 @@ def test_each_run_is_told_what_it_uses():
     assert frozen == phase2 | {"--gradient_ratio=0.2", "--placebo=frozen_adversary"}
 
 
+def test_a_backbones_flags_go_to_its_runs_alone():
+    told = settings(
+        flags=("--dropout=0.2", "--head_norm=none"), backbones=("vgg16", "resnet50")
+    )
+    for run in study.plan(told, "S"):
+        given = {flag.split("=")[0] for flag in study.train_flags(run, told)}
+        own = "--dropout" if run.config.backbone == "vgg16" else "--head_norm"
+        assert given & {"--dropout", "--head_norm"} == {own}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

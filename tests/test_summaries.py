@@ -132,3 +132,21 @@ def test_curves_are_read_again_and_the_newest_point_of_a_step_counts(tmp_path):
     assert curves["loss/loss_d"] == []
     assert [step for step, _ in curves["val/miou"]] == [2, 4]
     assert [value for _, value in curves["val/miou"]] == pytest.approx([0.2, 0.5])
+
+
+def test_cut_back_takes_out_what_was_written_since(tmp_path):
+    first = summaries.Summaries(str(tmp_path))
+    first.scalars(1, {"a": 1.0})
+    sizes = summaries.log_sizes(str(tmp_path))
+    first.scalars(2, {"a": 2.0})
+    first.close()
+    second = summaries.Summaries(str(tmp_path))
+    second.scalars(2, {"a": 2.0})
+    second.close()
+    assert len(summaries.log_sizes(str(tmp_path))) == 2
+    (tmp_path / "run.json").write_text("{}")
+    summaries.cut_back(str(tmp_path), sizes)
+    assert summaries.log_sizes(str(tmp_path)) == sizes
+    assert [step for step, _ in read(tmp_path)["a"]] == [1]
+    summaries.cut_back(str(tmp_path), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

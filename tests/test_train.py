@@ -1,12 +1,15 @@
 """The loop: end to end, resumed, started from another run; the real command."""
 
+import contextlib
 import dataclasses
 import glob
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ss_gan_tf import checkpoints, measures, stages
 from ss_gan_tf import train as train_lib
 from ss_gan_tf.per_image import read_per_image
-from ss_gan_tf.train import train
+from ss_gan_tf.train import Stopped, train
 
 
 def weights_of(workdir):
@@ -82,24 +85,65 @@ def test_tensorboard_gets_every_curve_and_picture(tiny_run):
     assert [e.step for e in events.Tensors("val/miou")] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("stage, step", [("phase1", 2), ("warmup", 1), ("phase2", 3)])
-def test_a_stopped_run_ends_where_one_never_stopped_does(
-    tiny_run, tiny_config, tiny_data, tmp_path, stage, step
-):
-    """Stopped behind a step that was not saved: the steps since are done again."""
+class Kill(BaseException):
+    """Ends a run at once."""
 
-    class Stop(Exception):
-        pass
 
-    def stop(name, done, total, scalars):
+def killed_at(stage, step, config, data_dir, workdir):
+    """A run that ends when a step has written its points, and then a second start."""
+
+    def kill(name, done, total, scalars):
         if (name, done) == (stage, step):
-            raise Stop
+            raise Kill
 
-    workdir = str(tmp_path)
-    with pytest.raises(Stop):
-        train(tiny_config, tiny_data, workdir, stop)
-    train(tiny_config, tiny_data, workdir)
-    assert_same_weights(workdir, tiny_run)
+    with pytest.raises(Kill):
+        train(config, data_dir, workdir, kill)
+    return train(config, data_dir, workdir)
+
+
+@contextlib.contextmanager
+def eagerly():
+    """Without tracing and export: many starts of a run in little time."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_lib, "export", lambda *args, **kwargs: None)
+            yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def averaging_config(tiny_config):
+    """With a running average of G's weights, which has to survive too."""
+    return dataclasses.replace(tiny_config, ema_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def eager_run(tiny_data, averaging_config, tmp_path_factory):
+    """A finished run of `averaging_config` without tracing."""
+    workdir = str(tmp_path_factory.mktemp("eager"))
+    with eagerly():
+        train(averaging_config, tiny_data, workdir)
+    return workdir
+
+
+def test_a_killed_run_ends_where_one_never_stopped_does(
+    tiny_run, tiny_config, tiny_data, tmp_path, assert_same_run
+):
+    """Killed after writing points of curves that no state has: they come again."""
+    killed_at("phase2", 4, tiny_config, tiny_data, str(tmp_path))
+    assert_same_run(str(tmp_path), tiny_run)
+    assert_same_weights(str(tmp_path), tiny_run)
+
+
+@pytest.mark.parametrize("stage, step", [("phase1", 2), ("warmup", 2)])
+def test_killed_before_the_first_state_or_while_g_stands_still(
+    eager_run, averaging_config, tiny_data, tmp_path, stage, step, assert_same_run
+):
+    with eagerly():
+        killed_at(stage, step, averaging_config, tiny_data, str(tmp_path))
+    assert_same_run(str(tmp_path), eager_run)
 
 
 def test_the_finished_run_again_changes_nothing(
@@ -111,6 +155,81 @@ def test_the_finished_run_again_changes_nothing(
     assert not steps
     for ours, other in zip(weights_of(tiny_run), before, strict=True):
         np.testing.assert_array_equal(ours, other)
+
+
+def test_a_stop_saves_at_the_next_step_even_while_validating(
+    eager_run, averaging_config, tiny_data, tmp_path, assert_same_run
+):
+    """Stopped at its 1st, 4th and 7th chance, wherever in the run those are."""
+    workdir, stops = str(tmp_path), []
+    for chances in (1, 4, 7, 10**6):
+        asked = iter([False] * (chances - 1))
+        try:
+            with eagerly():
+                train(
+                    averaging_config,
+                    tiny_data,
+                    workdir,
+                    stop=lambda asked=asked: next(asked, True),
+                )
+        except Stopped as stopped:
+            stops.append(str(stopped))
+    assert [text.split(",")[0] for text in stops] == [
+        "stopped at phase1 step 1 of 4",
+        "stopped at phase1 step 3 of 4",
+        "stopped at phase2 step 2 of 4",
+    ]
+    assert_same_run(workdir, eager_run)
+
+
+def test_a_guarded_run_without_alarm_is_the_unguarded_one(
+    eager_run, averaging_config, tiny_data, tmp_path
+):
+    config = dataclasses.replace(averaging_config, guard=True, guard_miou_drop=1.0)
+    with eagerly():
+        metrics = train(config, tiny_data, str(tmp_path))
+    assert metrics["guard"] == {"tries": 0, "ended": False}
+    assert not os.path.exists(tmp_path / "guard.jsonl")
+    assert_same_weights(str(tmp_path), eager_run)
+
+
+def test_the_guard_goes_back_and_ends_with_phase_1_also_when_killed_in_between(
+    eager_run, averaging_config, tiny_data, tmp_path, monkeypatch, assert_same_run
+):
+    """Every G but phase 1's validates at 10 % here: one try, then the end."""
+    start = weights_of(eager_run)
+    real = train_lib.Validation.metrics
+
+    def metrics(self, *args, **kwargs):
+        weights = self.networks.evaluated.weights
+        ours = [w.numpy() for w in weights if "seed_generator" not in w.path]
+        is_start = all(map(np.array_equal, ours, start))
+        return real(self, *args, **kwargs) | {"miou": 0.6 if is_start else 0.1}
+
+    monkeypatch.setattr(train_lib.Validation, "metrics", metrics)
+    changes = {"init_generator": eager_run, "guard": True, "guard_retries": 1}
+    changes |= {"phase2_steps": 6, "save_every": 3, "adversary_warmup_steps": 0}
+    config = dataclasses.replace(averaging_config, **changes)
+    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+    with eagerly():
+        result = train(config, tiny_data, whole)
+        # Behind the way back, ahead of the end.
+        killed_at("phase2", 4, config, tiny_data, broken)
+    assert result["guard"] == {"tries": 1, "ended": True}
+    assert (result["miou"], result["step"]) == (0.6, 6)
+    for ours, other in zip(weights_of(whole), start, strict=True):
+        np.testing.assert_array_equal(ours, other)
+    with open(os.path.join(whole, "guard.jsonl")) as file:
+        alarms = [json.loads(line) for line in file]
+    assert [(a["step"], a["action"], a["strength"]) for a in alarms] == [
+        (2, "back", 0.1),
+        (4, "end", 0.1),
+    ]
+    assert "--gradient_ratio" in alarms[0]["remedy"]
+
+    assert_same_run(broken, whole)
+    with open(os.path.join(broken, "guard.jsonl")) as file:
+        assert [json.loads(line) for line in file] == alarms
 
 
 def test_control_and_adversarial_run_start_from_one_phase_1_and_see_the_same_data(
@@ -230,7 +349,56 @@ def test_the_command_in_a_new_folder(tiny_data, tmp_path, arm):
     assert "mIoU" in result.stdout and str(workdir / "export") in result.stdout
     assert (workdir / "export" / "saved_model.pb").is_file()
 
-    refused = command(*arguments, "--lambda_adv=0.5")
+    refused = command(*arguments, "--gradient_ratio=0.5")
     assert refused.returncode == 1
-    assert "lambda_adv=0.01 there, 0.5 now" in refused.stderr
+    assert "gradient_ratio=0.3 there, 0.5 now" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_signal_saves_and_exits_with_its_own_code(tiny_data, tmp_path):
+    """SIGTERM at the first sign of a step; the next start goes on from there."""
+    arguments = (
+        "--preset=smoke --arm=vgg16 --dataset=synthetic --width=0.03125 "
+        "--crop_size=32 --batch_size=2 --phase1_steps=1000000 --log_every=1 "
+        f"--panels=0 --data_dir={tiny_data} --workdir={tmp_path}/run"
+    ).split()
+    command = [sys.executable, "-m", "experiments.train", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not has_curves(tmp_path / "run"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 143, errors
+    said = errors.splitlines()[-1]
+    step = int(said.split(" step ")[1].split()[0])
+    path = checkpoints.find_checkpoint(str(tmp_path / "run"), "last")
+    assert path.endswith(f"state-{step}")
+
+
+def has_curves(workdir):
+    """Whether a step has been logged."""
+    files = workdir.glob("events.out*") if workdir.is_dir() else ()
+    return any(path.stat().st_size > 5000 for path in files)
+
+
+@pytest.mark.slow
+def test_deterministic_runs_are_equal_with_any_number_of_threads(
+    tiny_data, tmp_path, assert_same_run
+):
+    """Threads of TensorFlow's pool, which the input pipeline runs on."""
+    for threads in ("1", "4"):
+        arguments = (
+            "--preset=smoke --dataset=synthetic --width=0.03125 --crop_size=64 "
+            "--batch_size=4 --phase1_steps=6 --phase2_steps=6 --deterministic "
+            "--adversary_warmup_steps=3 --eval_limit=2 --log_every=1 --panels=1 "
+            f"--data_dir={tiny_data} --workdir={tmp_path}/{threads}"
+        ).split()
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.train", *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"TF_NUM_INTEROP_THREADS": threads},
+        )
+        assert done.returncode == 0, done.stderr
+    assert_same_run(str(tmp_path / "1"), str(tmp_path / "4"))

@@ -476,6 +476,23 @@ def test_fixed_lambda_grows_over_the_ramp(batch):
     np.testing.assert_allclose(weights, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8], rtol=1e-6)
 
 
+def test_strength_weakens_the_push_between_steps_and_at_1_changes_no_bit(batch):
+    ends = []
+    for strength in (None, tf.Variable(1.0)):
+        networks = make_networks(extractor="none")
+        step = train_step.make_adversarial_step(
+            *networks[:2], sgd(0.1), sgd(0.1), lambda_adv=0.8, strength=strength
+        )
+        for _ in range(3):
+            scalars = step(*batch)
+        assert scalars["gradient/lambda"].numpy() == np.float32(0.8)
+        ends.append(snapshot(*networks))
+    assert_equal(*ends)
+    strength.assign(0.25)
+    assert step(*batch)["gradient/lambda"].numpy() == np.float32(0.2)
+    assert step.experimental_get_tracing_count() == 1
+
+
 def test_phase_1_follows_its_schedule_in_one_trace(batch):
     generator = toy_generator()
     optimizer = keras.optimizers.Adam(1.0)
@@ -604,6 +621,38 @@ def test_a_batch_without_a_label_changes_nothing():
     for name in ("loss/mce", "loss/adversarial", "loss/loss_d", "loss/loss_g"):
         assert scalars[name].numpy() == 0
     assert_equal(before, snapshot(*networks))
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_batch_that_is_not_finite_reaches_no_weight_and_no_statistic(batch, phase):
+    image, label = batch
+    _, adversary, _ = make_networks(extractor="none")
+    generator = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            keras.layers.Conv2D(C, 3, padding="same"),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    optimizers = [keras.optimizers.Adam(0.1) for _ in range(phase)]
+    if phase == 1:
+        step = train_step.make_segmentation_step(generator, *optimizers)
+    else:
+        step = train_step.make_adversarial_step(generator, adversary, *optimizers)
+    before = snapshot(generator, adversary)
+    # One pixel is enough, and with it every gradient of the step.
+    scalars = step(tf.where(tf.range(3) == 0, np.nan, image), label)
+    assert {k: float(v) for k, v in scalars.items() if k.startswith("finite/")} == (
+        {"finite/generator": 0.0} | ({"finite/adversary": 0.0} if phase == 2 else {})
+    )
+    assert_equal(before, snapshot(generator, adversary))
+    for optimizer in optimizers:
+        assert all(np.isfinite(v.numpy()).all() for v in optimizer.variables)
+        assert int(optimizer.iterations) == 1  # the schedule's clock goes on
+    scalars = step(image, label)
+    assert all(np.isfinite(v) for v in scalars.values())
+    assert scalars["finite/generator"] == 1
+    assert_all_changed(before[:2], snapshot(generator)[:2])
 
 
 def test_an_image_without_a_label_halves_the_loss(batch):
@@ -780,7 +829,10 @@ def test_float16_follows_float32(parts):
         history = []
         for seed in range(5):
             scalars = {k: float(v) for k, v in step(*random_batch(seed)).items()}
-            history.append({k: v for k, v in scalars.items() if "accuracy" not in k})
+            left_out = ("adversary/accuracy", "finite/")  # steps; float32's alone
+            history.append(
+                {k: v for k, v in scalars.items() if not k.startswith(left_out)}
+            )
         results.append((history, start, snapshot(*networks[:2])))
     for plain, half in zip(results[0][0], results[1][0], strict=True):
         # The scale is on what is sent back alone: no scalar shows it.

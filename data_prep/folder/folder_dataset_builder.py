@@ -28,6 +28,7 @@ from ss_gan_tf.datasets import IGNORE_LABEL, default_colors
 _LISTS = "ImageSets/Segmentation"
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
 
+MAX_NAME = 200  # characters of a line of classes.txt
 _COLOUR = re.compile(r"(.*\S)\s+(\d+)\s+(\d+)\s+(\d+)")
 
 
@@ -82,12 +83,12 @@ def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pa
         split = path.removesuffix(".txt")
         check_split_name(lists[path].where, split)
         splits[split] = []
-        for name in dict.fromkeys(lists[path].read().decode().split()):
+        for name in dict.fromkeys(examples.read_text(lists[path]).split()):
             for found, folder in ((images, _IMAGES), (masks, _MASKS)):
                 if name not in found:
                     raise SourceError(
-                        f"{lists[path].where}: names {name}, but "
-                        f"{source}/{folder}/{name} with its suffix is missing."
+                        f"{lists[path].where}: names {name[:200]}, but "
+                        f"{source}/{folder}/{name[:200]} with its suffix is missing."
                     )
             splits[split].append(Pair(name, images[name], masks[name]))
         if not splits[split]:
@@ -142,13 +143,12 @@ def read_classes(
     """Names and RGB colours in order of class id; see the module.
 
     Raises:
-        SourceError: The file is empty or too long, a line is blank, a
-            name occurs twice, or a colour is outside 0..255.
+        SourceError: The file is empty or too long, a line is blank or too long, a
+            name holds control characters or occurs twice, or a colour is outside
+            0..255.
     """
-    try:  # with or without the mark that some editors put first
-        lines = file.read().decode("utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{file.where}: must be UTF-8 text ({error}).") from error
+    # With or without the mark that some editors put first.
+    lines = examples.read_text(file).removeprefix("\ufeff").rstrip().splitlines()
     if not 1 <= len(lines) <= IGNORE_LABEL:
         raise SourceError(
             f"{file.where}: has {len(lines)} lines, not 1..{IGNORE_LABEL}."
@@ -157,11 +157,17 @@ def read_classes(
     for class_id, line in enumerate(lines):
         where = f"{file.where}: line {class_id + 1}"
         name = line.strip()
+        if len(name) > MAX_NAME:
+            raise SourceError(
+                f"{where} has {len(name)} characters; at most {MAX_NAME} are a name."
+            )
         if match := _COLOUR.fullmatch(name):
             name, *color = match.groups()
             colors[class_id] = tuple(int(value) for value in color)
         if not name:
             raise SourceError(f"{where} is blank; line i + 1 names class i.")
+        if not name.isprintable():
+            raise SourceError(f"{where} names {name!r}: with control characters.")
         if name in names:
             raise SourceError(f"{where} names {name!r} a second time.")
         if max(colors[class_id]) > 255:

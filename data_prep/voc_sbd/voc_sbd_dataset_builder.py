@@ -7,16 +7,14 @@ and benchmark_RELEASE/dataset (lists, cls/*.mat), or ready-made masks in
 SegmentationClassAug instead of the latter.
 """
 
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import scipy.io
 import tensorflow_datasets as tfds
 
-from data_prep import archives, downloads, examples
+from data_prep import archives, downloads, examples, matlab
 from data_prep.archives import File, Files, SourceError
 from data_prep.builder import PairBuilder
 from data_prep.examples import Pair
@@ -170,7 +168,7 @@ def read_list(file: File) -> list[str]:
         SourceError: A line names none, or the list is empty.
     """
     ids = set()
-    for line in file.read().decode("utf-8", "replace").splitlines():
+    for line in examples.read_text(file, "replace").splitlines():
         match = _ID.search(line)
         if line.strip() and not match:
             raise SourceError(
@@ -255,16 +253,12 @@ def read_mat(file: File, num_classes: int) -> np.ndarray:
     Raises:
         SourceError: It cannot be read, or an id is out of range.
     """
-    content = file.read()
+    content = examples.read_content(file)
     try:
-        mat = scipy.io.loadmat(io.BytesIO(content), variable_names=["GTcls"])
-        ids = np.asarray(mat["GTcls"][0, 0]["Segmentation"])
-        if ids.ndim != 2 or ids.dtype != np.uint8:
-            raise TypeError(f"it is {ids.dtype} {list(ids.shape)}, not uint8 [H, W]")
-    except Exception as error:  # loadmat ends in any way on a faulty file
-        reason = str(error).split("\n")[0]
+        ids = matlab.read_field(content, "GTcls", "Segmentation")
+    except ValueError as error:
         raise SourceError(
-            f"{file.where}: GTcls.Segmentation cannot be read ({reason})."
+            f"{file.where}: GTcls.Segmentation cannot be read ({error})."
         ) from error
     return examples.to_classes(file, ids, num_classes)
 

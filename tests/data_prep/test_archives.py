@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -78,6 +79,95 @@ def test_links_in_a_tar_are_no_files(tmp_path):
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
     assert open_source(path) == {}
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_devices_and_folders_in_a_tar_are_no_files(tmp_path, suffix, kind):
+    path = tmp_path / f"packed{suffix}"
+    with tarfile.open(path, "w" if suffix == ".tar" else "w:gz") as archive:
+        member = tarfile.TarInfo("device")
+        member.type = kind
+        archive.addfile(member)
+    assert open_source(path) == {}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_drive_of_windows_is_refused(pack):
+    with pytest.raises(SourceError, match="leads out of the archive"):
+        open_source(pack(".zip", {"C:/x.txt": b"1"}))
+
+
+def test_a_member_with_holes_is_refused(tmp_path):
+    """GNU tar's sparse files claim any size and store nothing."""
+    path = tmp_path / "packed.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo("big.png")
+        member.type = tarfile.GNUTYPE_SPARSE
+        archive.addfile(member)
+    with pytest.raises(SourceError, match="'big.png' is stored with holes"):
+        open_source(path)
+
+
+def test_a_zip_whose_member_has_no_name(pack):
+    path = pack(".zip", {"a": b"1"})
+    content = path.read_bytes()
+    start = content.index(b"PK\x01\x02")  # the table of contents
+    content = content[: start + 46] + b"\0" + content[start + 47 :]
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="not an intact archive"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_bombs_are_refused_before_they_are_unpacked(pack, monkeypatch, suffix):
+    path = pack(suffix, {"a.png": bytes(2**24)})
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 2**20)
+    tracemalloc.start()
+    with pytest.raises(SourceError, match="16777216 bytes; at most 1048576 are read"):
+        for file in open_source(path).values():
+            archives.check_size(file)
+            file.read()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_what_a_compressed_tar_keeps_is_bounded(pack, monkeypatch):
+    path = pack(".tgz", {f"{n}.png": bytes(2**20) for n in range(9)})
+    monkeypatch.setattr(archives, "MAX_KEPT_BYTES", 2**22)
+    with pytest.raises(SourceError, match="unpacks to more than 4194304 bytes"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_a_header_that_asks_for_more_than_there_is(tmp_path, suffix):
+    """Long names and PAX records are read whole: theirs may be any length."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 2**60
+    content = member.tobuf(tarfile.GNU_FORMAT) + bytes(4096)
+    path = tmp_path / f"packed{suffix}"
+    path.write_bytes(content if suffix == ".tar" else gzip.compress(content))
+    with pytest.raises(SourceError, match="a header asks for"):
+        open_source(path)
+
+
+def test_errors_are_one_line_whatever_a_name_holds(tmp_path):
+    for name in ("a\nb.tar", "clear\x1b[2J.tar", os.fsdecode(b"caf\xe9.tar")):
+        (tmp_path / name).write_bytes(b"no tar")
+        with pytest.raises(SourceError) as error:
+            open_source(tmp_path / name)
+        assert str(error.value).isprintable()
+
+
+def test_links_in_a_folder_that_lead_nowhere_or_in_a_circle(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "self.png").symlink_to(tmp_path / "a" / "self.png")
+    (tmp_path / "a" / "nowhere.png").symlink_to("nothing")
+    (tmp_path / "a" / "x.png").touch()
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    assert list(open_source(tmp_path)) == ["a/x.png"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -179,6 +269,9 @@ def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
     (two / "classes.txt").write_text("other\n")
     assert fingerprint(one) != fingerprint(two)
     assert fingerprint(one / "classes.txt") != fingerprint(two / "classes.txt")
+    before = fingerprint(one)
+    (one / os.fsdecode(b"caf\xe9")).touch()  # no UTF-8
+    assert fingerprint(one) != before
 
 
 def test_newest_change(tmp_path):

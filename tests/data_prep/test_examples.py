@@ -1,7 +1,9 @@
 """What is read, what is refused, and the one line that says so."""
 
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -195,6 +197,103 @@ def test_no_image_at_all(tmp_path, content):
     fails(f"{path}: is not a readable image (", read_label, path, 3)
 
 
+def bomb(kind="PNG", size=(100_000, 100_000)):
+    """The header of a huge image, and no pixel."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    content[16:24] = struct.pack(">II", *size)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [(10_001, 10_000), (100_000, 100_000)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused_by_its_header(tmp_path, size):
+    path = tmp_path / "image.png"
+    path.write_bytes(bomb(size=size))
+    tracemalloc.start()
+    for function in (read_image, lambda path: read_label(path, 3)):
+        with pytest.raises(SourceError, match=f"{path}: .*pixels"):
+            function(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "image.png"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole: it takes no room
+    fails(f"{path}: has 1099511627776 bytes; at most", read_image, path)
+    fails(f"{path}: has 1099511627776 bytes; at most", read_label, path, 3)
+    fails(f"{path}: has 1099511627776 bytes", examples.read_text, as_file(path))
+
+
+def test_a_telephones_jpeg_with_two_pictures(tmp_path):
+    path = tmp_path / "image.jpg"
+    picture = Image.new("RGB", (7, 5))
+    picture.save(path, "MPO", save_all=True, append_images=[picture])
+    assert Image.open(path).format == "MPO"
+    assert read_image(path) == (path.read_bytes(), (5, 7))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP"])
+def test_wrong_extensions(tmp_path, kind):
+    path = tmp_path / "image.jpg"
+    picture = Image.new("RGB", (7, 5))
+    picture.save(path, kind, save_all=True, append_images=[picture])
+    fails(f"{path}: is {kind}; images must be JPEG or PNG", read_image, path)
+    fails(f"{path}: is {kind}; labels must be PNG", read_label, path, 3)
+    picture.save(path, "PNG")
+    assert read_image(path)[1] == (5, 7)
+
+
+def test_postscript_is_not_handed_to_an_interpreter(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (7, 5)).save(path, "EPS")
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("it ran"))
+    fails(f"{path}: is not a readable image", read_image, path)
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (7, 5)).save(path, exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert read_image(path)[1] == (5, 7)
+
+
+def test_png_that_only_pillow_reads(tmp_path):
+    """Training decodes with another library, and would stop in the middle."""
+    path = tmp_path / "image.png"
+    Image.new("RGB", (1, 1_000_001)).save(path)  # libpng allows a million
+    fails("TensorFlow cannot decode it", read_image, path)
+    Image.new("P", (1, 1_000_001)).save(path)
+    fails("TensorFlow cannot decode it", read_image, path)
+
+
+def test_label_whose_header_does_not_come_first(tmp_path):
+    path = tmp_path / "mask.png"
+    text = b"tEXt" + b"a\0b"
+    chunk = struct.pack(">I", 3) + text + struct.pack(">I", zlib.crc32(text))
+    content = grey_png(8, [b"\0\1"])
+    path.write_bytes(content[:8] + chunk + content[8:])
+    fails(f"{path}: is not a readable image", read_label, path, 3)
+
+
+def test_animated_label_gives_its_first_picture(label_file):
+    first, second = (Image.fromarray(np.full((2, 3), n, np.uint8)) for n in (1, 2))
+    path = label_file(np.uint8([[0]]))
+    first.save(path, save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_label(path, 3), np.ones((2, 3)))
+
+
+def test_text_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"caf\xe9")
+    fails(f"{path}: must be UTF-8 text", examples.read_text, as_file(path))
+    assert examples.read_text(as_file(path), "replace") == "caf\ufffd"
+
+
 def test_other_format(tmp_path):
     path = tmp_path / "image.png"
     Image.new("RGB", (7, 5)).save(path, "BMP")
@@ -281,6 +380,16 @@ def test_label_without_image(train):
 def test_two_images_of_one_name(train):
     Image.new("RGB", (7, 9)).save(train[0] / "y.jpg")
     fails("has the same name", match, *train)
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"caf\xe9", b"clear\x1b[2J", b"x" * 250])
+def test_names_that_no_record_or_table_could_hold(train, name):
+    folder = train[0] / ("y" * 200) / ("z" * 200) / ("q" * 200) / ("r" * 200)
+    folder = folder if len(name) == 250 else train[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / os.fsdecode(name + b".png")).touch()
+    text = fails("its name", match, *train)
+    assert text.isprintable()
 
 
 def test_nothing_to_match(tmp_path):

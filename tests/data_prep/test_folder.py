@@ -170,6 +170,22 @@ def test_faulty_classes(tmp_path, text, message):
     fails(f"{path}: {message}", read_classes, path)
 
 
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("clear\x1b[2J", "with control characters"),
+        ("x" * 201, "has 201 characters; at most 200"),
+        ("a" + " " * 5000 + "b", "has 5002 characters"),
+        ("car " + "9" * 5000 + " 1 1", "characters; at most 200"),
+    ],
+)
+def test_lines_of_classes_that_are_no_names(tmp_path, line, message):
+    path = tmp_path / "classes.txt"
+    path.write_text(f"road\n{line}\n")
+    fails(f"{path}: line 2", read_classes, path)
+    fails(message, read_classes, path)
+
+
 def test_classes_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("straße\ncar\n", encoding="utf-8-sig")

@@ -53,7 +53,7 @@ def test_explicit_flags_win_over_the_preset(parse):
 
 
 def test_lists_of_rates(parse):
-    assert parse("--aspp_rates=6,12")[0].aspp_rates == (6, 12)
+    assert parse("--arm=resnet50", "--aspp_rates=6,12")[0].aspp_rates == (6, 12)
     with pytest.raises(ValueError, match="aspp_rates=6,x"):
         parse("--aspp_rates=6,x")
 
@@ -62,6 +62,41 @@ def test_a_flag_that_is_given_its_default_still_counts(parse):
     """--scale_max=1 must switch off the jitter of `recommended`."""
     config, _ = parse("--preset=recommended", "--scale_min=1", "--scale_max=1")
     assert (config.scale_min, config.scale_max) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--arm=vgg16", "--adversary_lr=0.001"),
+        ("--arm=vgg16", "--phase2_steps=100"),
+        ("--arm=vgg16_g", "--aspp_rates=6,12"),
+        ("--arm=resnet50_g", "--dropout=0.5"),
+        ("--arm=vgg16_g", "--gradient_ratio=0.5"),
+        ("--arm=vgg16_g", "--init_generator=run", "--phase1_lr=0.0001"),
+        ("--preset=recommended", "--lambda_adv=0.01"),
+        ("--extractor=none", "--nonormalize_features"),
+    ],
+)
+def test_a_flag_that_does_nothing_is_refused(parse, arguments):
+    name = arguments[-1].removeprefix("--").removeprefix("no").split("=")[0]
+    with pytest.raises(ValueError, match="does nothing here") as error:
+        parse(*arguments)
+    text = str(error.value)
+    assert text.startswith(f"--{name}=") and "\n" not in text
+
+
+def test_what_a_preset_sets_is_not_refused(parse):
+    config, _ = parse("--preset=recommended", "--arm=vgg16")
+    assert config.adversary_warmup_steps == 500 and not config.uses_phase2
+
+
+def test_the_control_is_the_adversarial_command_with_one_flag_more(parse):
+    adversarial = (
+        "--preset=recommended", "--arm=vgg16_g", "--init_generator=run",
+        "--adversary_warmup_steps=60", "--adversary_lr=0.001", "--gradient_ratio=0.4",
+    )  # fmt: skip
+    assert parse(*adversarial)[0].uses_adversary
+    assert parse(*adversarial, "--lambda_adv=0")[0].is_control
 
 
 @pytest.mark.parametrize(

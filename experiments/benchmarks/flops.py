@@ -1,0 +1,53 @@
+"""Arithmetic of a traced function, counted from its graph."""
+
+import math
+
+import tensorflow as tf
+
+# Which input or output of an operation has the shape of the filter, and which that of
+# what the convolution gives (or of its gradient). Both count the same products.
+_CONVOLUTIONS = {
+    "Conv2D": (("in", 1), ("out", 0)),
+    "Conv2DBackpropInput": (("in", 1), ("in", 2)),
+    "Conv2DBackpropFilter": (("out", 0), ("in", 2)),
+}
+_PRODUCTS = ("MatMul", "BatchMatMulV2")
+
+
+def count_flops(function) -> int:
+    """Floating point operations of convolutions and matrix products, 2 a product.
+
+    A convolution counts as if every output saw its whole kernel: taps that fall on
+    padding are in, whatever a library may skip. Element by element work is left out.
+
+    Args:
+        function: a `tf.types.experimental.ConcreteFunction` of static shapes.
+
+    Returns:
+        Operations of one call.
+
+    Raises:
+        ValueError: a shape is not known, or work hides in an operation of another
+            kind that this function does not open (a loop, a branch).
+    """
+    return sum(map(_flops_of, function.graph.get_operations()))
+
+
+def _flops_of(op: tf.Operation) -> int:
+    if op.type in _CONVOLUTIONS:
+        kernel, out = (_shape(op, *place) for place in _CONVOLUTIONS[op.type])
+        return 2 * math.prod(out) * math.prod(kernel[:3])
+    if op.type in _PRODUCTS:
+        transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
+        shared = _shape(op, "in", 0)[-2 if transposed else -1]
+        return 2 * math.prod(_shape(op, "out", 0)) * shared
+    if op.type in ("While", "StatelessWhile", "If", "StatelessIf", "Einsum"):
+        raise ValueError(f"{op.name}: the work in {op.type} is not counted")
+    return 0
+
+
+def _shape(op, side, index):
+    tensor = (op.inputs if side == "in" else op.outputs)[index]
+    if not tensor.shape.is_fully_defined():
+        raise ValueError(f"{op.name}: a shape is not known, {tensor.shape}")
+    return tensor.shape.as_list()

@@ -1,0 +1,214 @@
+"""Images a second of an exported network, alone and against other runtimes.
+
+The SavedModel is what `experiments.export` writes; ONNX Runtime gets the same graph,
+PyTorch the same weights in float32. All take uint8 pixels and give class ids and
+probabilities; each has a process of its own.
+"""
+
+import contextlib
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments.benchmarks import peers, timing, workers
+
+SIZES = {"500x500": (500, 500), "2048x1024": (1024, 2048)}  # name -> (H, W)
+
+
+def define_flags():
+    """The flags of this measurement; `step` defines those of the networks."""
+    flags.DEFINE_multi_enum(
+        "image_size", list(SIZES), list(SIZES), "inference: width x height."
+    )
+
+
+def run(values: flags.FlagValues) -> dict[str, Any]:
+    """Times one image at a time.
+
+    Args:
+        values: the parsed flags.
+
+    Returns:
+        "settings", and "rows" with seconds, images_per_second, peak_memory of the
+        process up to then (bytes) and to_peer (seconds over PyTorch's, None without).
+
+    Raises:
+        ValueError: the peers are not installed, or a measured process failed.
+    """
+    with_peers = values.peer == "torch"
+    if with_peers:
+        peers.require("torch", "onnxruntime", "tf2onnx")
+    settings = {name: getattr(values, name) for name in ("arm", "num_classes", "width")}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        spec = settings | {"folder": folder, "sizes": values.image_size}
+        with workers.Worker(
+            f"{__name__}:build_export", spec | {"onnx": with_peers}
+        ) as w:
+            w.call("export")
+        builders = {"ours": "build_saved_model"}
+        if with_peers:
+            builders |= {"torch": "build_torch", "onnxruntime": "build_onnx"}
+        running = {
+            library: stack.enter_context(workers.Worker(f"{__name__}:{name}", spec))
+            for library, name in builders.items()
+        }
+        for size in values.image_size:  # the large one last: memory is a peak
+            variants = {
+                library: lambda worker=worker, size=size: worker.call(size)
+                for library, worker in running.items()
+            }
+            seconds = timing.interleave(variants, values.repeats)
+            for library, times in seconds.items():
+                spread = timing.spread(times)
+                rows.append(
+                    {
+                        "library": library,
+                        "size": size,
+                        "seconds": spread,
+                        "images_per_second": 1 / spread["median"],
+                        "peak_memory": running[library].peak_memory(),
+                    }
+                )
+    medians = {(row["library"], row["size"]): row["seconds"]["median"] for row in rows}
+    for row in rows:
+        peer = medians.get(("torch", row["size"]))
+        row["to_peer"] = peer and row["seconds"]["median"] / peer
+    return {"settings": settings | {"repeats": values.repeats}, "rows": rows}
+
+
+def format(result: dict[str, Any]) -> str:
+    """The rows as a table."""
+    settings = result["settings"]
+    table = [["size", "library", "s", "lowest", "highest", "images/s", "GB", "/ torch"]]
+    for row in result["rows"]:
+        seconds = (row["seconds"][name] for name in ("median", "lowest", "highest"))
+        table.append(
+            [
+                row["size"],
+                row["library"],
+                *(f"{value:.3g}" for value in seconds),
+                f"{row['images_per_second']:.3g}",
+                f"{row['peak_memory'] / 1e9:.2f}",
+                "-" if row["to_peer"] is None else f"{row['to_peer']:.2f}",
+            ]
+        )
+    head = (
+        f"{settings['arm']}, one image at a time, {settings['num_classes']} classes, "
+        f"width {settings['width']:g}, {settings['repeats']} rounds"
+    )
+    return f"{head}\n\n{timing.table(table)}"
+
+
+# --- In the workers ----------------------------------------------------------
+
+
+def _generator(settings):
+    import keras
+
+    from ss_gan_tf.generator import build_generator
+
+    keras.utils.set_random_seed(0)
+    return build_generator(
+        settings["arm"].removesuffix("_g"),
+        settings["num_classes"],
+        width=settings["width"],
+    )
+
+
+def _images(settings):
+    rng = np.random.default_rng(0)
+    return {
+        size: rng.integers(0, 256, (1, *SIZES[size], 3), dtype=np.uint8)
+        for size in settings["sizes"]
+    }
+
+
+def build_export(settings):
+    """Writes what the others read."""
+    from ss_gan_tf.backbones import normalize
+    from ss_gan_tf.export import export
+    from ss_gan_tf.onnx_export import add_onnx
+
+    def write():
+        classes = settings["num_classes"]
+        folder = os.path.join(settings["folder"], "model")
+        export(
+            _generator(settings),
+            folder,
+            class_names=[str(number) for number in range(classes)],
+            class_colors=[(number, 0, 0) for number in range(classes)],
+            ignore_label=255,
+            normalize=normalize,
+            metadata={},
+        )
+        if settings["onnx"]:
+            add_onnx(folder)
+
+    return {"export": write}
+
+
+def build_saved_model(settings):
+    """The SavedModel's own signature."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(os.path.join(settings["folder"], "model"))
+    serve = model.signatures["serving_default"]
+
+    def work(image):
+        out = serve(images=tf.constant(image))
+        return float(out["probabilities"][0, 0, 0, 0]), int(out["class_ids"][0, 0, 0])
+
+    images = _images(settings)
+    return {name: lambda image=image: work(image) for name, image in images.items()}
+
+
+def build_onnx(settings):
+    """ONNX Runtime on all cores, on the graph of the SavedModel."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(
+        os.path.join(settings["folder"], "model", "model.onnx"),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+
+    def work(image):
+        ids, probs = session.run(["class_ids", "probabilities"], {"images": image})
+        return float(probs[0, 0, 0, 0]), int(ids[0, 0, 0])
+
+    images = _images(settings)
+    return {name: lambda image=image: work(image) for name, image in images.items()}
+
+
+def build_torch(settings):
+    """The peer's network, channels last, without gradients."""
+    import torch
+
+    from experiments.benchmarks import torch_networks
+    from ss_gan_tf.backbones import MEAN_RGB
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    ours = _generator(settings)
+    backbone = settings["arm"].removesuffix("_g")
+    module = torch_networks.build_generator(
+        backbone, settings["num_classes"], settings["width"]
+    )
+    torch_networks.copy_weights(ours, module)
+    module.eval()
+    mean = torch.tensor(MEAN_RGB)
+
+    @torch.inference_mode()
+    def work(image):
+        x = (torch.from_numpy(image).float() - mean).flip(3).permute(0, 3, 1, 2)
+        probs = module(x.contiguous(memory_format=torch.channels_last)).softmax(1)
+        ids = probs.argmax(1).to(torch.uint8)
+        return float(probs[0, 0, 0, 0]), int(ids[0, 0, 0])
+
+    images = _images(settings)
+    return {name: lambda image=image: work(image) for name, image in images.items()}

@@ -1,0 +1,16 @@
+"""Whether what ours is compared with is installed."""
+
+import importlib.util
+
+
+def require(*modules: str):
+    """Lets pass where all the modules are there.
+
+    Raises:
+        ValueError: one is missing; the line names the extra that brings it.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} is not installed: pip install 'ss_gan_tf[peers]'"
+        )

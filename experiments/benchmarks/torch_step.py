@@ -1,0 +1,161 @@
+"""The training steps of `ss_gan_tf.train_step` in PyTorch, as one would write them.
+
+The same losses on the same maps with as few passes: one forward of G, the features
+once, A before G. Images and maps are [B, C, H, W], labels [B, H, W].
+"""
+
+import contextlib
+import os
+
+import torch
+import torch.nn.functional as F
+
+from experiments.benchmarks import torch_networks
+from experiments.benchmarks.step import drawn_batch
+from experiments.benchmarks.torch_networks import area_pool
+
+
+def make_segmentation_step(generator, optimizer, ignore_label=255, bfloat16=False):
+    """G alone on eq. 4: (image, label) -> loss."""
+
+    def step(image, label):
+        optimizer.zero_grad(set_to_none=True)
+        with _precision(bfloat16):
+            logits = generator(image)
+        loss = segmentation_loss(logits, label, ignore_label)
+        loss.backward()
+        optimizer.step()
+        return {"loss/mce": loss.item()}
+
+    return step
+
+
+def make_adversarial_step(
+    generator,
+    adversary,
+    extractor,
+    generator_optimizer,
+    adversary_optimizer,
+    epsilon=0.9,
+    lambda_adv=1e-2,
+    ignore_label=255,
+    bfloat16=False,
+):
+    """One update of A (eq. 6), then one of G (eq. 3, saturating)."""
+    weights = list(adversary.parameters())
+
+    def step(image, label):
+        with _precision(bfloat16):
+            logits = generator(image)
+        with torch.no_grad(), _precision(bfloat16):
+            features = extractor(image)
+
+        # --- A: eq. 6 --------------------------------------------------------
+        adversary_optimizer.zero_grad(set_to_none=True)
+        probs = logits.detach().softmax(1)
+        real = real_map(probs, label, epsilon, ignore_label)
+        with _precision(bfloat16):
+            on_real, on_fake = adversary(real, features), adversary(probs, features)
+        valid = valid_cells(label, ignore_label, on_real)
+        loss_d = bce(1.0, on_real, valid) + bce(0.0, on_fake, valid)
+        loss_d.backward()
+        adversary_optimizer.step()
+
+        # --- G: eq. 3 --------------------------------------------------------
+        generator_optimizer.zero_grad(set_to_none=True)
+        # A's own gradient is not wanted here, and its kernels are left out.
+        for weight in weights:
+            weight.requires_grad_(False)
+        segmentation = segmentation_loss(logits, label, ignore_label)
+        u = logits.softmax(1)
+        fake = torch.where((label != ignore_label)[:, None], u, u.detach())
+        with _precision(bfloat16):
+            verdicts = adversary(fake, features)
+        adversarial = -bce(0.0, verdicts, valid)
+        (segmentation + lambda_adv * adversarial).backward()
+        generator_optimizer.step()
+        for weight in weights:
+            weight.requires_grad_(True)
+        return {
+            "loss/mce": segmentation.item(),
+            "loss/adversarial": adversarial.item(),
+            "loss/loss_d": loss_d.item(),
+        }
+
+    return step
+
+
+def _precision(bfloat16):
+    if not bfloat16:
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def segmentation_loss(logits, label, ignore_label):
+    """Eq. 4: mean over each image's labelled pixels, then over images."""
+    nll = F.cross_entropy(logits, label, ignore_index=ignore_label, reduction="none")
+    return _mean_where(nll, label != ignore_label)
+
+
+def bce(target, logits, valid):
+    """Eq. 5, mean over each image's labelled cells, then over images."""
+    nll = F.binary_cross_entropy_with_logits(
+        logits, torch.full_like(logits, target), reduction="none"
+    )
+    return _mean_where(nll, valid)
+
+
+def _mean_where(values, valid):
+    total = torch.where(valid, values, 0.0).sum((1, 2))
+    return (total / valid.sum((1, 2)).clamp(min=1)).mean()
+
+
+@torch.no_grad()
+def real_map(probs, label, epsilon, ignore_label):
+    """Eq. 1 and 2; the prediction where no label is."""
+    valid = (label != ignore_label)[:, None]
+    index = torch.where(valid[:, 0], label, 0)[:, None]
+    u_true = probs.gather(1, index)
+    keep = u_true >= epsilon
+    scale = (1.0 - epsilon) / torch.where(keep, 1.0, 1.0 - u_true)
+    scaled = (probs * scale).scatter(1, index, epsilon)
+    return torch.where(keep | ~valid, probs, scaled)
+
+
+def valid_cells(label, ignore_label, verdicts):
+    """[B, S, S]: cells that hold a labelled pixel."""
+    valid = (label != ignore_label).float()[:, None]
+    return area_pool(valid, verdicts.shape[1:])[:, 0] > 0
+
+
+# --- What a worker does ------------------------------------------------------
+
+
+def build_peer(settings):
+    """The peer's steps by phase, on the batch that ours sees."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    backbone = settings["arm"].removesuffix("_g")
+    sizes = (backbone, settings["num_classes"], settings["width"])
+    generator = torch_networks.build_generator(*sizes)
+    compiled = generator
+    if settings["library"] == "torch.compile":
+        compiled = torch.compile(generator)
+    weights = [weight for weight in generator.parameters() if weight.requires_grad]
+    adam = torch.optim.Adam(weights, 1e-4, eps=1e-7, fused=True)
+    bfloat16 = settings["precision"] == "mixed_bfloat16"
+    steps = {}
+    if "phase1" in settings["phases"]:
+        steps["phase1"] = make_segmentation_step(compiled, adam, bfloat16=bfloat16)
+    if "adversarial" in settings["phases"]:
+        extractor, adversary = torch_networks.build_adversary(*sizes)
+        momentum = torch.optim.SGD(adversary.parameters(), 3e-4, 0.9, fused=True)
+        steps["adversarial"] = make_adversarial_step(
+            compiled, adversary, extractor, adam, momentum, bfloat16=bfloat16
+        )
+    image, label = drawn_batch(settings)
+    # A view of [B, H, W, 3]: channels last already.
+    image = torch.from_numpy(image).permute(0, 3, 1, 2)
+    label = torch.from_numpy(label).long()
+    return {
+        phase: lambda step=step: step(image, label) for phase, step in steps.items()
+    }

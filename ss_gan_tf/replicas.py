@@ -1,0 +1,233 @@
+"""Several devices and machines: one batch shared out, one update of the whole batch.
+
+`tf.distribute` keeps a copy of every variable on each replica (a device). A step runs
+on all of them, each with its part of the batch, and exchanges what belongs to the whole
+batch: gradients, losses, squared norms, verdicts. On one device all of this is the
+identity. A worker is a process; the chief is the worker that writes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+# --- Setting up --------------------------------------------------------------
+
+
+def make_strategy(distribute: str) -> tf.distribute.Strategy:
+    """The strategy of a run; a program makes it before it calculates anything.
+
+    Args:
+        distribute: `none`, `mirrored` (all GPUs of this machine, without one its
+            CPUs) or `multi_worker` (the same on each machine of TF_CONFIG).
+
+    Returns:
+        TensorFlow's strategy, for `with strategy.scope()`.
+
+    Raises:
+        ValueError: TF_CONFIG is missing or describes no cluster of workers.
+    """
+    if distribute == "none":
+        return tf.distribute.get_strategy()
+    if distribute == "mirrored":
+        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        return tf.distribute.MirroredStrategy(devices)
+    _check_cluster(os.environ.get("TF_CONFIG", ""))
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _check_cluster(text):
+    """Refuses a TF_CONFIG that TensorFlow would wait for or misread."""
+    rule = (
+        'distribute=multi_worker: TF_CONFIG must be {"cluster": {"worker": '
+        '["HOST:PORT", ...]}, "task": {"type": "worker", "index": N}}'
+    )
+    try:
+        fields = json.loads(text)
+        hosts, task = fields["cluster"]["worker"], fields["task"]
+        known = task["type"] == "worker" and 0 <= task["index"] < len(hosts)
+        alone = set(fields["cluster"]) == {"worker"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{rule}; it is {text!r}") from error
+    if not known or not alone:
+        raise ValueError(f"{rule}, N below the number of hosts; it is {text!r}")
+
+
+def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """(this process's number, how many there are); number 0 is the chief."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec():
+        return 0, 1
+    return resolver.task_id, resolver.cluster_spec().num_tasks("worker")
+
+
+def check_batch(batch_size: int, accumulate_steps: int, num_replicas: int):
+    """Refuses a batch that does not make equal parts for all replicas.
+
+    Raises:
+        ValueError: batch_size is no multiple of their product.
+    """
+    if batch_size % (accumulate_steps * num_replicas):
+        raise ValueError(
+            f"batch_size={batch_size}: must be a multiple of {num_replicas} devices "
+            f"x accumulate_steps={accumulate_steps}; it counts the images of all "
+            "devices together"
+        )
+
+
+# --- Around a step -----------------------------------------------------------
+
+
+def make_function(
+    step: Callable, generator: keras.Model, jit_compile: bool
+) -> Callable:
+    """The step as a `tf.function`, on every replica of the strategy in scope.
+
+    Args:
+        step: (image, label) -> scalars, which are the same on each replica.
+        generator: its seeds of dropout are made different between replicas.
+        jit_compile: compile with XLA; one replica only.
+
+    Returns:
+        (image, label) of this worker's share of the batch -> scalars.
+    """
+    if count() == 1:
+        return tf.function(step, jit_compile=jit_compile)
+    strategy = tf.distribute.get_strategy()
+    _, num_workers = worker(strategy)
+    num_local = count() // num_workers
+
+    def on_replica(image, label):
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        _separate_dropout(generator, number)
+        scalars = step(
+            *(
+                _share(tensor, number % num_local, num_local)
+                for tensor in (image, label)
+            )
+        )
+        _average_statistics(generator)
+        return scalars
+
+    @tf.function
+    def on_all_replicas(image, label):
+        scalars = strategy.run(on_replica, (image, label))
+        return {
+            name: strategy.experimental_local_results(value)[0]
+            for name, value in scalars.items()
+        }
+
+    return on_all_replicas
+
+
+def _share(tensor, number, num_shares):
+    """The `number`-th of equal shares of [B, ...]."""
+    size = tensor.shape[0] // num_shares
+    return tf.reshape(tensor, [num_shares, size, *tensor.shape[1:]])[number]
+
+
+def _separate_dropout(generator, number):
+    """Each replica draws masks of its own; its images are others."""
+    for variable in generator.non_trainable_variables:
+        if variable.path.endswith("seed_generator_state"):
+            # A prime: the seeds of a network's layers are neighbours.
+            offset = tf.stack([7919 * tf.cast(number, tf.int64), 0])
+            state = tf.cast(variable, tf.int64) + offset
+            variable.assign(tf.cast(state, variable.dtype))
+
+
+def _average_statistics(generator):
+    """Batch normalisation that trains has seen other images on each replica."""
+    for layer in generator._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            for variable in layer.non_trainable_weights:
+                variable.assign(total(tf.identity(variable)) / count())
+
+
+# --- Inside a step -----------------------------------------------------------
+
+
+def count() -> int:
+    """Replicas of the strategy in scope."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def total(tensor: tf.Tensor) -> tf.Tensor:
+    """Sum over the replicas."""
+    if count() == 1:
+        return tensor
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+
+
+def joined(tensor: tf.Tensor) -> tf.Tensor:
+    """[b, ...] of each replica -> [B, ...] of the whole batch."""
+    if count() == 1:
+        return tensor
+    whole = tf.distribute.get_replica_context().all_gather(
+        tf.cast(tensor, tf.float32), axis=0
+    )
+    return tf.cast(whole, tensor.dtype)
+
+
+# --- Around a run ------------------------------------------------------------
+
+
+def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> str:
+    """Where this worker writes: the chief in the run's folder, the others elsewhere.
+
+    Each of the others starts with a copy of what the run's folder holds, so all of
+    them continue from the same state, and none is there when the chief writes. The
+    copy lies in the machine's temporary folder and replaces that of an earlier start.
+
+    Args:
+        strategy: of the run; with several workers all of them have to call this.
+        workdir: the run's folder, which every worker can read.
+
+    Returns:
+        The folder.
+    """
+    number, num_workers = worker(strategy)
+    if num_workers == 1:
+        return workdir
+    if number:
+        key = hashlib.sha256(os.path.abspath(workdir).encode()).hexdigest()[:16]
+        copy = os.path.join(tempfile.gettempdir(), f"ss_gan_tf-{key}-worker{number}")
+        shutil.rmtree(copy, ignore_errors=True)
+        if os.path.isdir(workdir):
+            shutil.copytree(workdir, copy)
+    wait_for_all(strategy)
+    return copy if number else workdir
+
+
+def leave(strategy: tf.distribute.Strategy, folder: str):
+    """Ends a run: all wait for the slowest, and the copies are removed.
+
+    Args:
+        strategy: of the run; all workers have to call this.
+        folder: what `own_folder` returned.
+    """
+    number, num_workers = worker(strategy)
+    if num_workers == 1:
+        return
+    wait_for_all(strategy)
+    if number:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_all(strategy: tf.distribute.Strategy):
+    """Returns when every worker has called it."""
+
+    def on_replica():
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
+
+    values = tf.function(lambda: strategy.run(on_replica))()
+    for value in strategy.experimental_local_results(values):
+        value.numpy()

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from experiments.benchmarks import step
+
+SETTINGS = {
+    "arm": "vgg16_g",
+    "crop_size": 64,
+    "batch_size": 1,
+    "num_classes": 3,
+    "width": 0.03125,
+    "precision": "float32",
+    "library": "ours, jit off",
+    "phases": list(step.PHASES),
+}
+
+
+@pytest.fixture(scope="module")
+def work():
+    return step.build_ours(SETTINGS)
+
+
+def test_the_phases_are_the_runs_own(work):
+    scalars = {phase: work[phase]() for phase in step.PHASES}
+    assert set(scalars["phase1"]) == set(scalars["control"])
+    assert "loss/loss_d" in scalars["adversarial"]
+    assert all(np.isfinite(s["loss/mce"]) for s in scalars.values())
+    assert work["product"]() == step.PRODUCT_SIZE  # of ones
+
+
+def test_the_adversary_adds_arithmetic(work):
+    flops = work["flops"]()
+    assert flops["phase1"] == flops["control"] < flops["adversarial"]
+    # The first convolution of VGG16 alone, forward: 64 * 64 * 8 sums of 27 products.
+    assert flops["phase1"] > 2 * 64 * 64 * 8 * 27
+
+
+def test_without_a_no_adversary_is_built():
+    assert list(step.make_steps({**SETTINGS, "phases": ["phase1"]})) == ["phase1"]
+
+
+def test_batch_norm_is_frozen_as_it_is_from_imagenet_weights():
+    settings = {**SETTINGS, "arm": "resnet50", "phases": ["phase1"]}
+    traced = step.make_steps(settings)["phase1"].get_concrete_function(
+        *map(tf.constant, step.drawn_batch(settings))
+    )
+    updated = [
+        op for op in traced.graph.get_operations() if op.type == "ResourceApplyAdam"
+    ]
+    # 53 convolutions with a bias; in the head 6 without one, each with the two weights
+    # of its group norm, and the classifier.
+    assert len(updated) == 53 * 2 + 6 * 3 + 2
+
+
+def row(library, phase, seconds):
+    spread = dict.fromkeys(("median", "lowest", "highest"), seconds)
+    return {
+        "library": library, "precision": "float32", "phase": phase, "seconds": spread,
+        "images_per_second": 2 / seconds, "flops": 10**12, "rate": 10**12 / seconds,
+        "share": 0.5,
+    }  # fmt: skip
+
+
+def test_ratios_and_table():
+    rows = [
+        row("ours, jit off", "phase1", 3.0),
+        row("ours, jit off", "control", 3.3),
+        row("ours, jit off", "adversarial", 4.5),
+        row("torch", "phase1", 6.0),
+    ]
+    rows = step._with_ratios(rows)
+    # 3 / 6, 3.3 / 6 (phase 2 without A is phase 1), no partner, itself.
+    assert [r["to_peer"] for r in rows] == [0.5, pytest.approx(0.55), None, 1.0]
+    # 3 / 3, 3.3 / 3, 4.5 / 3, itself.
+    assert [r["to_phase1"] for r in rows] == [1.0, pytest.approx(1.1), 1.5, 1.0]
+    text = step.format({"settings": {**SETTINGS, "repeats": 1}, "rows": rows})
+    assert "2 images" not in text and "1 images of 64 x 64" in text
+    lines = text.splitlines()[2:]
+    assert len(lines) == 5 and lines[3].split()[-2:] == ["1.50", "-"]

@@ -1,0 +1,127 @@
+"""The peer does the same job as our step: same weights in, same weights out."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ss_gan_tf import train_step
+from ss_gan_tf.adversary import build_adversary, build_extractor
+from ss_gan_tf.backbones import scaled
+from ss_gan_tf.generator import build_generator
+
+torch = pytest.importorskip("torch", reason="the extra `peers` is not installed")
+
+from experiments.benchmarks import torch_networks, torch_step  # noqa: E402
+
+CLASSES, WIDTH, CROP = 5, 0.0625, 96  # verdict grid: 6 cells pooled to 4
+
+
+@pytest.fixture(scope="module", params=["vgg16", "resnet50"])
+def pair(request):
+    """Our networks and the peer's with the same weights, none of them 0 or 1."""
+    backbone, rng = request.param, np.random.default_rng(3)
+    keras.utils.set_random_seed(1)
+    ours = {
+        "generator": build_generator(backbone, CLASSES, width=WIDTH, dropout=0.0),
+        "extractor": build_extractor(backbone, width=WIDTH),
+        "adversary": build_adversary(
+            CLASSES, scaled(128 if backbone == "vgg16" else 64, WIDTH), width=WIDTH
+        ),
+    }
+    for model in ours.values():
+        for weight in model.weights:
+            if "seed" not in weight.path and len(weight.shape) == 1:
+                weight.assign(weight + rng.uniform(0.0, 0.3, weight.shape))
+            if weight.path.endswith("pool_score/kernel"):  # zero at the start
+                weight.assign(rng.normal(0, 0.05, weight.shape))
+    theirs = {"generator": torch_networks.build_generator(backbone, CLASSES, WIDTH, 0)}
+    theirs["extractor"], theirs["adversary"] = torch_networks.build_adversary(
+        backbone, CLASSES, WIDTH
+    )
+    for name, module in theirs.items():
+        torch_networks.copy_weights(ours[name], module)
+    return ours, theirs
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(4)
+    image = rng.normal(0, 60, (2, CROP, CROP, 3)).astype(np.float32)
+    label = rng.integers(0, CLASSES, (2, CROP, CROP)).astype(np.int32)
+    label[0, :30] = 255
+    return image, label
+
+
+def as_torch(image, label):
+    return torch.from_numpy(image).permute(0, 3, 1, 2), torch.from_numpy(label).long()
+
+
+def close(theirs, ours, name=""):
+    theirs, ours = np.asarray(theirs), np.asarray(ours)
+    assert np.abs(ours).max() > 0, name
+    assert np.abs(theirs - ours).max() <= 1e-3 * np.abs(ours).max(), name
+
+
+def test_outputs(pair, batch):
+    ours, theirs = pair
+    image, _ = as_torch(*batch)
+    with torch.no_grad():
+        logits = theirs["generator"](image)
+        features = theirs["extractor"](image)
+        verdicts = theirs["adversary"](logits.softmax(1), features)
+    expected = ours["generator"](batch[0], training=False)
+    close(logits.permute(0, 2, 3, 1), expected)
+    expected_features = ours["extractor"](batch[0])
+    close(features.permute(0, 2, 3, 1), expected_features)
+    expected = ours["adversary"]([tf.nn.softmax(expected), expected_features])
+    close(verdicts, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["segmentation", "adversarial"])
+def test_a_step_changes_the_weights_equally(pair, batch, phase):
+    ours, theirs = pair
+    saved = {name: model.get_weights() for name, model in ours.items()}
+    theirs = copy.deepcopy(theirs)
+    # Plain descent: what a step adds to a weight is its gradient.
+    sgd = [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1)]
+    trained = [theirs["generator"], theirs["adversary"]]
+    peer_sgd = [
+        torch.optim.SGD([w for w in model.parameters() if w.requires_grad], 0.1)
+        for model in trained
+    ]
+    if phase == "segmentation":
+        step = train_step.make_segmentation_step(ours["generator"], sgd[0])
+        peer = torch_step.make_segmentation_step(trained[0], peer_sgd[0])
+        names = ["generator"]
+    else:
+        # A lambda at which the adversary's part of G's gradient is seen.
+        step = train_step.make_adversarial_step(
+            ours["generator"], ours["adversary"], *sgd, lambda_adv=10.0,
+            extractor=ours["extractor"],
+        )  # fmt: skip
+        peer = torch_step.make_adversarial_step(
+            *trained, theirs["extractor"], *peer_sgd, lambda_adv=10.0
+        )
+        names = ["generator", "adversary"]
+    before = copy.deepcopy(theirs)
+    scalars, peer_scalars = step(*batch), peer(*as_torch(*batch))
+    for name, value in peer_scalars.items():
+        close(value, scalars[name])
+    for name in names:
+        expected = copy.deepcopy(before[name])
+        torch_networks.copy_weights(ours[name], expected)
+        ours[name].set_weights(saved[name])
+        rows = zip(
+            before[name].named_parameters(),
+            expected.parameters(),
+            theirs[name].parameters(),
+            strict=True,
+        )
+        with torch.no_grad():
+            for (path, old), wanted, new in rows:
+                if old.requires_grad:
+                    close(new - old, wanted - old, path)

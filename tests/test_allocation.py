@@ -1,0 +1,51 @@
+import subprocess
+import sys
+
+import pytest
+
+from ss_gan_tf import allocation
+
+# Takes and frees 200 MB in turns, in threads as TensorFlow does, and prints the pages
+# that the system had to give.
+PROGRAM = """
+import ctypes, resource, threading
+from ss_gan_tf.allocation import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def work():
+    block = libc.malloc(ctypes.c_size_t(200 << 20))
+    ctypes.memset(ctypes.c_void_p(block), 1, 200 << 20)
+    libc.free(ctypes.c_void_p(block))
+def in_a_thread():
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+in_a_thread()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    in_a_thread()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages(keep):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(keep=keep)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux'")
+def test_the_second_time_no_page_is_new():
+    assert pages(keep=False) > 1000
+    assert pages(keep=True) < 200
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr(allocation.sys, "platform", "darwin")
+    assert not allocation.keep_freed_memory()

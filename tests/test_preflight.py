@@ -1,0 +1,139 @@
+"""What cannot come to its end is refused before a network is built."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import types
+
+import pytest
+
+from ss_gan_tf import lock, preflight, resources, stages
+from ss_gan_tf.config import Config
+from ss_gan_tf.input_pipeline import open_dataset
+from ss_gan_tf.train import train
+
+GIB = resources.GIB
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch):
+    monkeypatch.setattr(
+        stages, "create_networks", lambda *_, **__: pytest.fail("it was built")
+    )
+
+
+@pytest.fixture
+def data(tiny_data):
+    return open_dataset("synthetic", tiny_data)
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Sets what is free, bytes."""
+
+    def have(disk=10**15, memory=10**15):
+        monkeypatch.setattr(resources, "free_disk", lambda _: disk)
+        monkeypatch.setattr(resources, "free_memory", lambda: memory)
+        monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda _: [])
+
+    return have
+
+
+def test_what_is_needed_and_free_is_logged(data, tmp_path, room, caplog):
+    room(disk=100 * GIB, memory=64 * GIB)
+    with caplog.at_level(logging.INFO):
+        preflight.check(Config(backbone_weights="none"), data, str(tmp_path))
+    assert "about 7.07 GiB of disk are needed, 100.00 GiB are free" in caplog.text
+    assert "GiB of memory are needed, 64.00 GiB are free" in caplog.text
+    room(memory=None)
+    with caplog.at_level(logging.INFO):
+        preflight.check(Config(backbone_weights="none"), data, str(tmp_path))
+    assert "how much is free is not known here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "have, text",
+    [
+        (
+            {"disk": 5 * GIB},
+            r"workdir=.*: about 7.07 GiB of disk .*, 5.00 GiB are free",
+        ),
+        (
+            {"memory": GIB},
+            "batch_size=2, crop_size=500: about .* of memory .* 1.00 GiB",
+        ),
+        ({"memory": -5}, "0.00 GiB are free"),
+    ],
+)
+def test_what_cannot_fit_is_refused(
+    data, tiny_data, tmp_path, room, nothing_is_built, have, text
+):
+    room(**have)
+    with pytest.raises(ValueError, match=text) as error:
+        train(Config(backbone_weights="none"), tiny_data, str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_memory_is_not_estimated_for_a_gpu(data, tmp_path, room, monkeypatch):
+    room(memory=0)
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda _: ["GPU:0"])
+    preflight.check(Config(backbone_weights="none"), data, str(tmp_path))
+
+
+def test_one_phase_needs_less_disk(data, tmp_path, room):
+    room(disk=int(6.9 * GIB))
+    both = Config(backbone_weights="none", lambda_adv=0.0)
+    preflight.check(dataclasses.replace(both, arm="vgg16"), data, str(tmp_path))
+    with pytest.raises(ValueError, match="of disk are needed"):
+        preflight.check(both, data, str(tmp_path))
+
+
+def test_the_origin_is_looked_at_before_anything_is_built(
+    tiny_run, tiny_data, tiny_config, tmp_path, nothing_is_built
+):
+    def start(message, kind=ValueError, **changes):
+        config = dataclasses.replace(tiny_config, **changes)
+        with pytest.raises(kind, match=message):
+            train(config, tiny_data, str(tmp_path / "new"))
+
+    start("its width is 0.03125", init_generator=tiny_run, width=0.125)
+    start("neither a run's folder", FileNotFoundError, init_generator="nowhere")
+    weights = {"width": 1.0, "backbone_weights": "nowhere.h5"}
+    start("backbone_weights=nowhere.h5", FileNotFoundError, **weights)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    fields = json.loads((other / "run.json").read_text())
+    fields["class_names"][0] = "another"
+    (other / "run.json").write_text(json.dumps(fields))
+    start("its classes .* are not the data set's", init_generator=str(other))
+
+
+def test_a_second_run_in_the_folder_is_refused(
+    tiny_data, tiny_config, tmp_path, nothing_is_built
+):
+    with lock.alone_in(str(tmp_path)):
+        with pytest.raises(ValueError, match="another run is at work there"):
+            train(tiny_config, tiny_data, str(tmp_path))
+
+
+def test_crops_larger_than_every_image_are_said(data, tmp_path, room, caplog):
+    room()
+    config = Config(backbone_weights="none", crop_size=161)
+    preflight.check(config, data, str(tmp_path))
+    assert "crop_size=161: is larger than every training image" in caplog.text
+    assert "the largest has 160 pixels" in caplog.text
+    caplog.clear()
+    config = dataclasses.replace(config, crop_size=160)
+    preflight.check(config, data, str(tmp_path))
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"splits": {"train": {}}}'])
+def test_data_without_a_summary_will_do(tmp_path, room, text):
+    room()
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    builder = types.SimpleNamespace(data_dir=str(tmp_path))
+    data = types.SimpleNamespace(builder=builder, class_names=("a",))
+    preflight.check(Config(backbone_weights="none"), data, str(tmp_path))

@@ -1,0 +1,203 @@
+"""Two devices make the update of one: logical CPUs, processes, a resumed group."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ss_gan_tf import replicas
+
+
+def start(module, *arguments, **variables):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def cluster(num_workers):
+    """TF_CONFIG of each worker, on free ports of this machine."""
+    sockets = [socket.socket() for _ in range(num_workers)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return [
+        json.dumps(
+            {
+                "cluster": {"worker": hosts},
+                "task": {"type": "worker", "index": number},
+            }
+        )
+        for number in range(num_workers)
+    ]
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=3600)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+
+
+def results(path, kind, number=0):
+    with open(f"{path}-{kind}-{number}.json") as file:
+        return json.load(file)
+
+
+def assert_equal_within_rounding(one, several, variants):
+    for name in variants:
+        assert several[name]["replicas"] == 2
+        assert several[name]["scalars"] == pytest.approx(
+            one[name]["scalars"], rel=1e-4, abs=1e-7
+        )
+        pairs = zip(one[name]["weights"], several[name]["weights"], strict=True)
+        for wanted, got in pairs:
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+# --- Steps -------------------------------------------------------------------
+
+
+def test_two_devices_make_the_steps_of_one(tmp_path):
+    path = str(tmp_path / "steps")
+    finish(start("tests.replicas_program", path, "plain", "none", "mirrored"))
+    one, two = results(path, "none"), results(path, "mirrored")
+    assert_equal_within_rounding(one, two, ["plain"])
+    # What was compared has moved: the step of A and the ratio of G's gradients.
+    assert one["plain"]["scalars"]["2/gradient/ratio"] == pytest.approx(0.5, rel=1e-3)
+    # Two equal images on two replicas, and dropout of a half: other units are kept.
+    first, second = np.array(two["masks"])
+    assert 0.3 < np.mean(first != second) < 0.7
+
+
+@pytest.mark.slow
+def test_clipping_loss_scale_and_parts_on_two_devices(tmp_path):
+    path = str(tmp_path / "steps")
+    variants = ["clip", "scale", "parts"]
+    finish(start("tests.replicas_program", path, *variants, "none", "mirrored"))
+    one, two = results(path, "none"), results(path, "mirrored")
+    assert_equal_within_rounding(one, two, variants)
+    # An image of the second replica overflows: no replica moves, one scale halves.
+    assert two["overflow"] == {"scale": 4, "moved": 0}
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_steps_of_one(tmp_path):
+    path = str(tmp_path / "steps")
+    module, variants = "tests.replicas_program", ["plain", "parts"]
+    workers = [
+        start(module, path, *variants, "multi_worker", TF_CONFIG=text)
+        for text in cluster(2)
+    ]
+    finish(*workers, start(module, path, *variants, "none"))
+    for number in range(2):
+        several = results(path, "multi_worker", number)
+        assert several["worker"] == [number, 2]
+        assert_equal_within_rounding(results(path, "none"), several, variants)
+
+
+# --- Runs --------------------------------------------------------------------
+
+
+def train_arguments(tiny_data, workdir, *more):
+    return (
+        "--preset=smoke --dataset=synthetic --width=0.03125 --crop_size=64 "
+        "--batch_size=2 --dropout=0 --phase1_steps=4 --phase2_steps=4 --log_every=1 "
+        "--adversary_warmup_steps=2 --eval_limit=1 --eval_every=4 --save_every=1 "
+        f"--panels=0 --data_dir={tiny_data} --workdir={workdir}"
+    ).split() + list(more)
+
+
+def newest_state(workdir):
+    path = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
+    reader = tf.train.load_checkpoint(path)
+    return {
+        name: reader.get_tensor(name)
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if shape and reader.get_variable_to_dtype_map()[name] == tf.float32
+    }
+
+
+@pytest.mark.slow
+def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
+    tiny_data, tmp_path
+):
+    alone, shared, copies = (tmp_path / n for n in ("alone", "shared", "copies"))
+    copies.mkdir()
+    finish(start("experiments.train", *train_arguments(tiny_data, alone)))
+    arguments = train_arguments(tiny_data, shared, "--distribute=multi_worker")
+
+    def start_group():
+        return [
+            start("experiments.train", *arguments, TF_CONFIG=text, TMPDIR=str(copies))
+            for text in cluster(2)
+        ]
+
+    group = start_group()
+    while not (shared / "checkpoints" / "state-3.index").exists():
+        assert all(process.poll() is None for process in group)
+        time.sleep(0.1)
+    for process in group:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (shared / "export").exists()
+    finish(*start_group())
+    assert (shared / "export" / "saved_model.pb").is_file()
+    assert not list(copies.glob("ss_gan_tf-*"))  # the second worker left nothing
+    ours, other = newest_state(alone), newest_state(shared)
+    assert ours.keys() == other.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4)
+
+
+# --- What is refused ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, '
+        '"task": {"type": "worker", "index": 0}}',
+    ],
+)
+def test_a_cluster_that_is_none_is_refused_in_one_line(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match="TF_CONFIG must be") as error:
+        replicas.make_strategy("multi_worker")
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_the_devices_cannot_share():
+    replicas.check_batch(16, 2, 8)
+    with pytest.raises(ValueError, match="batch_size=2: must be a multiple of 4 dev"):
+        replicas.check_batch(2, 1, 4)
+    with pytest.raises(ValueError, match="x accumulate_steps=2"):
+        replicas.check_batch(4, 2, 4)
+
+
+# --- One device --------------------------------------------------------------
+
+
+def test_on_one_device_everything_is_the_identity(tmp_path):
+    strategy = replicas.make_strategy("none")
+    assert replicas.worker(strategy) == (0, 1) and replicas.count() == 1
+    tensor = tf.constant([1.0, 2.0])
+    assert replicas.total(tensor) is tensor and replicas.joined(tensor) is tensor
+    assert replicas.own_folder(strategy, str(tmp_path)) == str(tmp_path)
+    replicas.leave(strategy, str(tmp_path))
+    assert tmp_path.is_dir()
