@@ -47,7 +47,7 @@ def main(argv):
         sys.exit(f"error: {one_line(error)}")
     print(f"results in {one_line(FLAGS.output_dir)}")
     if failures:
-        lines = [f"  {one_line(f.path)!r}: {one_line(f.reason)}" for f in failures]
+        lines = [f"  {f.path!r}: {one_line(f.reason)}" for f in failures]
         sys.exit("\n".join([f"{len(failures)} without a result:", *lines]))
 
 

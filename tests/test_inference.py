@@ -295,7 +295,7 @@ def test_memory_does_not_grow_with_the_number_of_views():
 def test_nonsense_scales_are_refused(scales):
     with pytest.raises(ValueError, match="eval scales must be different numbers"):
         predictor(small_generator(1), scales=scales)
-    with pytest.raises(ValueError, match=r"^eval_scales=.*different numbers"):
+    with pytest.raises(ValueError, match="^eval_scales="):
         Config(eval_scales=scales)
 
 

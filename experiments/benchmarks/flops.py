@@ -12,6 +12,10 @@ _CONVOLUTIONS = {
     "Conv2DBackpropFilter": (("out", 0), ("in", 2)),
 }
 _PRODUCTS = ("MatMul", "BatchMatMulV2")
+# Operations that hold work which is not seen from outside.
+_CLOSED = ("While", "StatelessWhile", "If", "StatelessIf", "Einsum")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_WORK = {*_CONVOLUTIONS, *_PRODUCTS, *_CLOSED, *_CALLS}
 
 
 def count_flops(function) -> int:
@@ -28,12 +32,15 @@ def count_flops(function) -> int:
 
     Raises:
         ValueError: a shape is not known, or work hides in an operation of another
-            kind that this function does not open (a loop, a branch).
+            kind that this function does not open (a loop, a branch with work in it).
     """
-    return sum(map(_flops_of, function.graph.get_operations()))
+    library = function.graph.as_graph_def().library.function
+    kinds = {f.signature.name: {node.op for node in f.node_def} for f in library}
+    idle = {name for name, found in kinds.items() if not found & _WORK}
+    return sum(_flops_of(op, idle) for op in function.graph.get_operations())
 
 
-def _flops_of(op: tf.Operation) -> int:
+def _flops_of(op: tf.Operation, idle: set[str]) -> int:
     if op.type in _CONVOLUTIONS:
         kernel, out = (_shape(op, *place) for place in _CONVOLUTIONS[op.type])
         return 2 * math.prod(out) * math.prod(kernel[:3])
@@ -41,7 +48,11 @@ def _flops_of(op: tf.Operation) -> int:
         transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
         shared = _shape(op, "in", 0)[-2 if transposed else -1]
         return 2 * math.prod(_shape(op, "out", 0)) * shared
-    if op.type in ("While", "StatelessWhile", "If", "StatelessIf", "Einsum"):
+    if op.type in ("If", "StatelessIf"):
+        branches = {op.get_attr(f"{way}_branch").name for way in ("then", "else")}
+        if branches <= idle:
+            return 0
+    if op.type in _CLOSED:
         raise ValueError(f"{op.name}: the work in {op.type} is not counted")
     return 0
 

@@ -62,3 +62,19 @@ def test_what_cannot_be_counted_is_an_error():
 
     with pytest.raises(ValueError, match="is not counted"):
         count_flops(traced(loop, [2, 2]))
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_a_branch_may_choose_but_not_work(works):
+    def function(x):
+        then = (lambda: x @ x) if works else (lambda: x)
+        return tf.cond(tf.reduce_sum(x) > 0, then, lambda: tf.zeros_like(x)) @ x
+
+    traced = tf.function(function).get_concrete_function(
+        tf.TensorSpec([4, 4], tf.float32)
+    )
+    if works:
+        with pytest.raises(ValueError, match="StatelessIf is not counted"):
+            count_flops(traced)
+    else:
+        assert count_flops(traced) == 2 * 4**3  # one product of 4 x 4 matrices
