@@ -380,17 +380,20 @@ def check(
     Raises:
         tf.errors.InvalidArgumentError: Names example, value and rule.
     """
+    # A table: comparing every pixel takes ten times as long.
+    ids = np.arange(256)
+    unknown = np.uint8((ids >= num_classes) & (ids != ignore_label))
 
     def complaint(image_size: np.ndarray, label: np.ndarray, name: bytes) -> str:
         name = np.asarray(name).item().decode(errors="replace")
         if tuple(image_size) != label.shape:
             sizes = image_size.tolist(), list(label.shape)
             return f"{name}: image is {sizes[0]} but label is {sizes[1]}"
-        # By the histogram: comparing every pixel takes several times as long.
-        present = np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256]))
-        unknown = present[(present >= num_classes) & (present != ignore_label)]
+        if not cv2.countNonZero(cv2.LUT(label, unknown)):
+            return ""
+        found = label[unknown[label] > 0][0]
         rule = f"which is neither in 0..{num_classes - 1} nor {ignore_label}"
-        return f"label of {name} holds {unknown[0]}, {rule}" if unknown.size else ""
+        return f"label of {name} holds {found}, {rule}"
 
     # Written in Python, because TensorFlow would format its texts for every example.
     found = tf.numpy_function(
