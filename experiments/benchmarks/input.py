@@ -241,8 +241,13 @@ def _decoded(prepared: input_pipeline.PreparedDataset, case: Case) -> tf.data.Da
 
 
 def _consume(dataset: tf.data.Dataset) -> Callable[[], None]:
+    # Kept to the end: an iterator's removal waits, up to seconds, for the thread that
+    # tunes tf.data, which would count as reading.
+    iterators = []
+
     def consume():
-        for _ in dataset:
+        iterators.append(iter(dataset))
+        for _ in iterators[-1]:
             pass
 
     return consume
