@@ -11,6 +11,9 @@ from ss_gan_tf.input_pipeline import PreparedDataset
 
 _LOG = logging.getLogger(__name__)
 
+# An estimate of memory is rough: only a need this many times what is free is refused.
+_MEMORY_TOLERANCE = 1.5
+
 
 def check(config: Config, data: PreparedDataset, workdir: str):
     """Warns of what is seldom meant, and refuses what cannot come to its end.
@@ -23,7 +26,7 @@ def check(config: Config, data: PreparedDataset, workdir: str):
     Raises:
         FileNotFoundError: the weights, or the run to start from, are missing.
         ValueError: the run to start from has other classes or another network, or the
-            run does not fit on the disk or into the memory.
+            run does not fit on the disk or, by far, into the memory.
     """
     for text in config_rules.unwise(config, _largest_image(data, config.train_split)):
         _LOG.warning(text)
@@ -64,21 +67,33 @@ def _check_room(config: Config, workdir: str):
     _check_fits(
         f"batch_size={config.batch_size}, crop_size={config.crop_size}",
         "memory",
-        memory,
+        max(memory - resources.own_memory(), 0),  # what it holds is not free any more
         resources.free_memory(),
         "lower one of them or end other programs",
+        tolerance=_MEMORY_TOLERANCE,
     )
 
 
-def _check_fits(what: str, kind: str, need: int, have: int | None, remedy: str):
+def _check_fits(
+    what: str,
+    kind: str,
+    need: int,
+    have: int | None,
+    remedy: str,
+    tolerance: float = 1.0,
+):
     text = f"about {need / resources.GIB:.2f} GiB of {kind} are needed"
     if have is None:
         _LOG.info("%s; how much is free is not known here", text)
         return
-    text = f"{text}, {max(have, 0) / resources.GIB:.2f} GiB are free"
-    if need > have:
+    have = max(have, 0)
+    text = f"{text}, {have / resources.GIB:.2f} GiB are free"
+    if need > tolerance * have:
         raise ValueError(f"{what}: {text}; {remedy}")
-    _LOG.info(text)
+    if need > have:
+        _LOG.warning("%s: %s; %s if it ends for want of it", what, text, remedy)
+    else:
+        _LOG.info(text)
 
 
 def _largest_image(data: PreparedDataset, split: str) -> tuple[int, int] | None:

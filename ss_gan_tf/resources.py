@@ -22,11 +22,28 @@ GENERATOR = {"vgg16": 134_317_953, "resnet50": 39_125_643}
 ADVERSARY = 1_707_649
 EXTRACTOR = {"vgg16": 260_160, "resnet50": 9_728}
 
-# Fitted to peaks of resident memory; see "Memory" in WORKSPACE.md.
+# Fitted to peaks of resident memory; see "Hardware and times" in WORKSPACE.md.
 START = 650 * 2**20  # TensorFlow and the traced steps
 COPIES = 6.2  # weights, gradients, two slots, and what a step needs for a moment
 SCORES = 500  # bytes a pixel: maps of as many channels as there are classes
 ACTIVATIONS = {"vgg16": 700, "resnet50": 5400}  # bytes a pixel
+
+# Files of a control group, versions 2 and 1: limit, use, what the use consists of, and
+# the parts of it that can be dropped.
+_GROUPS = (
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.stat",
+        ("inactive_file", "active_file", "slab_reclaimable"),
+    ),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
 
 _OWN_FOLDERS = ("checkpoints", "best", "export")
 
@@ -72,7 +89,7 @@ def free_disk(workdir: str) -> int:
 def memory_bytes(
     backbone: str, generator: int, *, width: float, batch_size: int, crop_size: int
 ) -> int:
-    """About what a training step in float32 takes on the CPU, see the module.
+    """About what a process that trains in float32 on the CPU takes, see the module.
 
     Args:
         backbone: `vgg16` or `resnet50`.
@@ -89,7 +106,8 @@ def memory_bytes(
 def free_memory() -> int | None:
     """Bytes that can be had without swapping others out; None where nobody tells.
 
-    The limit of a control group counts where it is lower than the machine's.
+    The limit of a control group counts where it is lower than the machine's. What the
+    group holds of files can be dropped, so it counts as free.
     """
     found = []
     with contextlib.suppress(OSError, LookupError, ValueError):
@@ -97,12 +115,21 @@ def free_memory() -> int | None:
             lines = dict(line.split(":") for line in file)
         kib = (int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
         found.append(1024 * sum(kib))
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        limit, used = (
-            int(_read(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current")
-        )
-        found.append(limit - used)
+    for limit, used, stat, droppable in _GROUPS:
+        with contextlib.suppress(OSError, LookupError, ValueError):  # "max"
+            free = int(_read(limit)) - int(_read(used))
+            held = dict(line.split() for line in _read(stat).splitlines())
+            found.append(free + sum(int(held[name]) for name in droppable))
     return min(found, default=None)
+
+
+def own_memory() -> int:
+    """Bytes that this process holds already; 0 where nobody tells."""
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        lines = _read("/proc/self/status").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return 1024 * int(fields["VmRSS"].split()[0])
+    return 0
 
 
 def _read(path: str) -> str:

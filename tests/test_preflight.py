@@ -35,6 +35,7 @@ def room(monkeypatch):
     def have(disk=10**15, memory=10**15):
         monkeypatch.setattr(resources, "free_disk", lambda _: disk)
         monkeypatch.setattr(resources, "free_memory", lambda: memory)
+        monkeypatch.setattr(resources, "own_memory", lambda: 0)
         monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda _: [])
 
     return have
@@ -73,6 +74,29 @@ def test_what_cannot_fit_is_refused(
     with pytest.raises(ValueError, match=text) as error:
         train(Config(backbone_weights="none"), tiny_data, str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "own, have, level",
+    [(0, 10, "INFO"), (0, 9, "WARNING"), (0, 6.7, "WARNING"), (0, 6.6, None)]
+    + [(4, 6, "INFO"), (4, 5, "WARNING"), (4, 3.9, None), (11, 0, "INFO")],
+)
+def test_memory_is_refused_by_far_only(
+    data, tmp_path, room, monkeypatch, caplog, own, have, level
+):
+    """10 GiB are needed in all: refused where 1.5 times what is free is less."""
+    room(memory=int(have * GIB))
+    monkeypatch.setattr(resources, "memory_bytes", lambda *_, **__: 10 * GIB)
+    monkeypatch.setattr(resources, "own_memory", lambda: own * GIB)
+    config = Config(backbone_weights="none")
+    if level is None:
+        with pytest.raises(ValueError, match="GiB of memory are needed"):
+            preflight.check(config, data, str(tmp_path))
+        return
+    with caplog.at_level(logging.INFO):
+        preflight.check(config, data, str(tmp_path))
+    (said,) = [r for r in caplog.records if "of memory are needed" in r.message]
+    assert said.levelname == level
 
 
 def test_memory_is_not_estimated_for_a_gpu(data, tmp_path, room, monkeypatch):

@@ -81,6 +81,21 @@ def test_free_memory_is_the_lowest_limit(monkeypatch):
     files |= {"/sys/fs/cgroup/memory.max": "max", "/sys/fs/cgroup/memory.current": "9"}
     assert resources.free_memory() == 6 * 1024
     files["/sys/fs/cgroup/memory.max"] = "5009"
-    assert resources.free_memory() == 5000
+    stat = "anon 7\ninactive_file 10\nactive_file 20\nslab_reclaimable 30\n"
+    files["/sys/fs/cgroup/memory.stat"] = stat
+    assert resources.free_memory() == 5000 + 60
+    old = "/sys/fs/cgroup/memory/memory."
+    files |= {f"{old}limit_in_bytes": "4009", f"{old}usage_in_bytes": "9"}
+    stat = "active_file 1\ntotal_inactive_file 100\ntotal_active_file 200\n"
+    files[f"{old}stat"] = stat
+    assert resources.free_memory() == 4000 + 300
     files.clear()
     assert resources.free_memory() is None
+
+
+def test_own_memory(monkeypatch):
+    status = "Name:\ta:b\nVmRSS:\t   12 kB\n"
+    monkeypatch.setattr(resources, "_read", lambda path: status)
+    assert resources.own_memory() == 12 * 1024
+    status = "Name:\tpython\n"
+    assert resources.own_memory() == 0
