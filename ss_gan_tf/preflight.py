@@ -15,13 +15,17 @@ _LOG = logging.getLogger(__name__)
 _MEMORY_TOLERANCE = 1.5
 
 
-def check(config: Config, data: PreparedDataset, workdir: str):
+def check(
+    config: Config, data: PreparedDataset, workdir: str, *, resumes: bool = False
+):
     """Warns of what is seldom meant, and refuses what cannot come to its end.
 
     Args:
         config: the run.
         data: what it reads.
         workdir: RUN; it exists.
+        resumes: whether RUN holds a state to go on from, so that what the run started
+            from is not needed any more.
 
     Raises:
         FileNotFoundError: the weights, or the run to start from, are missing.
@@ -30,12 +34,17 @@ def check(config: Config, data: PreparedDataset, workdir: str):
     """
     for text in config_rules.unwise(config, _largest_image(data, config.train_split)):
         _LOG.warning(text)
+    if not resumes:
+        _check_start(config, data)
+    _check_room(config, workdir)
+
+
+def _check_start(config: Config, data: PreparedDataset):
     if config.init_generator:
         checkpoints.check_start(config, data.class_names)
     weights = config.backbone_weights
     if weights not in ("imagenet", "none") and not os.path.isfile(weights):
         raise FileNotFoundError(f"backbone_weights={weights}: no such file")
-    _check_room(config, workdir)
 
 
 def _check_room(config: Config, workdir: str):
@@ -47,6 +56,8 @@ def _check_room(config: Config, workdir: str):
         adversary,
         keep=config.keep_checkpoints,
         phases=1 + config.uses_phase2 - bool(config.init_generator),
+        guarded=config.guard and config.uses_adversary and config.placebo == "none",
+        average=config.ema_decay > 0,
     )
     _check_fits(
         f"workdir={workdir}",

@@ -5,7 +5,8 @@ between two layers whose widths both grow with `width`, so their number goes wit
 square.
 
     disk     keep + 1 states, one G for each phase and one while it is replaced, and
-             the export, which holds G twice
+             the export, which holds G twice; with the guard the best of phase 2 is a
+             state, and there is the G that phase 2 began with
     memory   START + 4 COPIES x parameters + (SCORES + ACTIVATIONS x width) x pixels,
              bytes of a training step on the CPU
 """
@@ -45,7 +46,7 @@ _GROUPS = (
     ),
 )
 
-_OWN_FOLDERS = ("checkpoints", "best", "export")
+_OWN_FOLDERS = ("checkpoints", "best", "guard", "export")
 
 
 def count_parameters(
@@ -62,7 +63,15 @@ def count_parameters(
     return int(GENERATOR[backbone] * width**2), int(adversary * width**2)
 
 
-def disk_bytes(generator: int, adversary: int, *, keep: int, phases: int) -> int:
+def disk_bytes(
+    generator: int,
+    adversary: int,
+    *,
+    keep: int,
+    phases: int,
+    guarded: bool = False,
+    average: bool = False,
+) -> int:
     """What a run's folder takes at its fullest, curves left out.
 
     Args:
@@ -70,9 +79,17 @@ def disk_bytes(generator: int, adversary: int, *, keep: int, phases: int) -> int
         adversary: parameters of A with its extractor, counted like G's.
         keep: full states that stay on disk.
         phases: 1 or 2, each with its best G.
+        guarded: whether the guard can go back, see `run_state.py`.
+        average: whether a running average of G is saved beside G.
     """
-    state = 3 * (generator + adversary)
-    return _FLOAT * ((keep + 1) * state + (phases + 1) * generator + 2 * generator)
+    trained = generator * (1 + average)
+    state = 3 * (generator + adversary) + trained - generator
+    best = (phases + 1) * generator
+    if guarded:
+        # A full state in the place of phase 2's best G. It is never replaced at the
+        # same moment as one of the others, so only one of them stands there twice.
+        best += state - generator + trained
+    return _FLOAT * ((keep + 1) * state + best + 2 * generator)
 
 
 def free_disk(workdir: str) -> int:

@@ -110,7 +110,7 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(workdir, config, data.class_names)
-    preflight.check(config, data, workdir)
+    preflight.check(config, data, workdir, resumes=resumes)
     with strategy.scope():
         networks, weights = stages.create_networks(
             config, data.class_names, load_weights=not resumes

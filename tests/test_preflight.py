@@ -113,6 +113,27 @@ def test_one_phase_needs_less_disk(data, tmp_path, room):
         preflight.check(both, data, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "changes, guarded, average",
+    [
+        ({}, False, False),
+        ({"guard": True, "ema_decay": 0.99}, True, True),
+        ({"guard": True, "placebo": "entropy"}, False, False),
+        ({"guard": True, "lambda_adv": 0.0}, False, False),
+        ({"guard": True, "arm": "vgg16"}, False, False),
+    ],
+)
+def test_guard_and_average_are_counted(
+    data, tmp_path, room, monkeypatch, changes, guarded, average
+):
+    room()
+    asked = []
+    monkeypatch.setattr(resources, "disk_bytes", lambda *_, **k: asked.append(k) or 1)
+    preflight.check(Config(backbone_weights="none", **changes), data, str(tmp_path))
+    (settings,) = asked
+    assert (settings["guarded"], settings["average"]) == (guarded, average)
+
+
 def test_the_origin_is_looked_at_before_anything_is_built(
     tiny_run, tiny_data, tiny_config, tmp_path, nothing_is_built
 ):
@@ -131,6 +152,35 @@ def test_the_origin_is_looked_at_before_anything_is_built(
     fields["class_names"][0] = "another"
     (other / "run.json").write_text(json.dumps(fields))
     start("its classes .* are not the data set's", init_generator=str(other))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"init_generator": "gone"}, {"backbone_weights": "gone.h5"}]
+)
+def test_a_resumed_run_needs_its_origin_no_more(data, tmp_path, room, changes):
+    room()
+    config = Config(**{"backbone_weights": "none"} | changes)
+    preflight.check(config, data, str(tmp_path), resumes=True)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        preflight.check(config, data, str(tmp_path), resumes=False)
+
+
+def test_train_says_whether_it_resumes(
+    tiny_run, tiny_data, tiny_config, tmp_path, monkeypatch
+):
+    class Asked(Exception):
+        pass
+
+    def asked(*_, resumes):
+        raise Asked(resumes)
+
+    monkeypatch.setattr(preflight, "check", asked)
+    for copied in (False, True):
+        folder = str(tmp_path / f"run{copied}")
+        if copied:
+            shutil.copytree(tiny_run, folder)
+        with pytest.raises(Asked, match=str(copied)):
+            train(tiny_config, tiny_data, folder)
 
 
 def test_a_second_run_in_the_folder_is_refused(

@@ -4,6 +4,7 @@ import builtins
 import io
 import os
 import shutil
+import types
 
 import pytest
 
@@ -23,6 +24,25 @@ def test_full_size_by_hand():
     assert disk == expected == 7_592_646_492
     one = resources.disk_bytes(generator, adversary, keep=1, phases=2)
     assert disk - one == 12 * (generator + adversary)
+
+
+def test_guard_and_average_take_disk_by_hand():
+    """G of 100 numbers and A of 10: a state is 330 numbers, with an average 430."""
+
+    def numbers(phases=2, **settings):
+        return resources.disk_bytes(100, 10, keep=2, phases=phases, **settings) / 4
+
+    # 3 states, the best of two phases and one more, the export twice G.
+    assert numbers() == 3 * 330 + 3 * 100 + 200 == 1490
+    # Best of phase 1 and one more, best of phase 2 as a state, guard.
+    assert numbers(guarded=True) == 3 * 330 + 2 * 100 + 330 + 100 + 200 == 1820
+    # The states have one G more; the best ones hold the average alone.
+    assert numbers(average=True) == 3 * 430 + 3 * 100 + 200 == 1790
+    # Guard: G and its average.
+    both = numbers(guarded=True, average=True)
+    assert both == 3 * 430 + 2 * 100 + 430 + 200 + 200 == 2320
+    # From another run: no best of phase 1.
+    assert numbers(1, guarded=True) == 3 * 330 + 100 + 330 + 100 + 200 == 1720
 
 
 @pytest.mark.parametrize("arm", ["vgg16_g", "resnet50_g"])
@@ -45,12 +65,21 @@ def test_a_runs_own_files_count_as_free(tiny_run):
     own = resources.free_disk(tiny_run) - shutil.disk_usage(tiny_run).free
     files = sum(
         os.path.getsize(os.path.join(where, name))
-        for folder in ("checkpoints", "best", "export")
+        for folder in ("checkpoints", "best", "guard", "export")
         for where, _, names in os.walk(os.path.join(tiny_run, folder))
         for name in names
     )
     # Other tests and other programs write to the same disk at the same time.
     assert own == pytest.approx(files, abs=2**30) and files > 10**6
+
+
+def test_the_guards_files_count_as_free(tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for folder in ("checkpoints", "best/phase2", "guard", "export", "eval"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").write_bytes(b"12345")
+    assert resources.free_disk(str(tmp_path)) == 1000 + 4 * 5
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
