@@ -86,6 +86,7 @@ def _check_list(name: str, values: tuple):
 
 PHASE1 = ("phase1_steps", "phase1_lr", "phase1_lr_end")
 PHASE2 = ("phase2_steps", "generator_lr", "phase2_lr_decay")
+GUARD = ("guard_retries", "guard_miou_drop")
 ADVERSARY = (
     "grid_size", "epsilon", "extractor", "normalize_features",
     "lambda_adv", "lambda_on", "lambda_ramp_steps",
@@ -121,6 +122,17 @@ def unused(config: Any) -> dict[str, str]:
             because("adversarial_weighting=gradient_ratio sets lambda", "lambda_adv")
         if config.extractor == "none":
             because("extractor=none has no features", "normalize_features")
+        if config.placebo == "entropy":
+            because("placebo=entropy replaces A's loss for G", "adversarial_form")
+        if config.placebo == "frozen_adversary":
+            rates = ("adversary_lr", "adversary_optimizer", "adversary_warmup_steps")
+            because("placebo=frozen_adversary never trains A", *rates)
+    if not config.uses_phase2:
+        because(f"arm={config.arm} has no phase 2 to go back in", *GUARD)
+    elif config.placebo != "none":
+        because(f"placebo={config.placebo} is never taken back", *GUARD)
+    elif not config.guard:
+        because("guard=False never goes back", *GUARD)
     return reasons
 
 

@@ -104,6 +104,21 @@ def test_any_value_makes_a_run_or_one_line(name, value):
         ({"init_generator": "run"}, ["generator_lr"], ["phase1_steps", "phase1_lr"]),
         ({"extractor": "none"}, ["grid_size"], ["normalize_features"]),
         (PRESETS["recommended"], ["gradient_ratio", "lambda_max"], ["lambda_adv"]),
+        ({"arm": "vgg16", "guard": True}, ["guard"], config_rules.GUARD),
+        ({"guard": False}, ["guard"], config_rules.GUARD),
+        ({"guard": True}, ["guard", *config_rules.GUARD], []),
+        ({"guard": True, "lambda_adv": 0.0}, ["guard", *config_rules.GUARD], []),
+        (
+            {"guard": True, "placebo": "entropy"},
+            ["guard", "adversary_lr", "adversary_optimizer", "adversary_warmup_steps"],
+            ["adversarial_form", *config_rules.GUARD],
+        ),
+        (
+            {"guard": True, "placebo": "frozen_adversary"},
+            ["guard", "adversarial_form"],
+            ["adversary_lr", "adversary_optimizer", "adversary_warmup_steps"]
+            + [*config_rules.GUARD],
+        ),
         # The control is the adversarial arm's command and one flag more.
         (
             PRESETS["recommended"] | {"lambda_adv": 0.0},
