@@ -72,6 +72,13 @@ def flags_of(monkeypatch):
 # --- Commands ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("page", ["README.md", "WORKSPACE.md", "CHANGELOG.md"])
+def test_no_section_stands_twice(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("## ")]
+    assert len(headings) == len(set(headings)) > 0
+
+
 def test_the_documents_show_every_command():
     shown = {parameters.values[0] for parameters in COMMANDS}
     programs = {
