@@ -2,7 +2,9 @@
 
 RUN/run.json              config, classes, versions, weights file, parameters
 RUN/checkpoints/          the newest full states, to resume from
-RUN/best/PHASE/           G at its best validation mIoU of each phase
+RUN/best/PHASE/           G at its best validation mIoU of each phase; a full state in
+                          phase 2 under the guard
+RUN/guard/                G as a guarded phase 2 found it
 RUN/export/  RUN/eval/    written by export.py and the evaluation
 """
 
