@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import importlib
 import math
 import pathlib
 import re
@@ -51,6 +52,8 @@ COMMANDS = [
 @pytest.fixture
 def flags_of(monkeypatch):
     """Module -> its flags, defined anew and in a set of their own."""
+
+    importlib.import_module("absl.logging")  # its flags belong to the real set
 
     def flags_of(module):
         values = flags.FlagValues()
