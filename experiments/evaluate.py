@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
 from absl import app, flags
 
 from experiments.flags import parse_numbers, refuse_arguments
@@ -26,7 +27,7 @@ from ss_gan_tf import checkpoints, input_pipeline, submission
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.measures import METRICS, format_table
-from ss_gan_tf.messages import one_line
+from ss_gan_tf.messages import first_line, one_line
 from ss_gan_tf.per_image import write_per_image
 
 FLAGS = flags.FLAGS
@@ -187,6 +188,8 @@ def main(argv):
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except tf.errors.OpError as error:  # a damaged record, no memory left
+        sys.exit(f"error: {first_line(error)}")
     if metrics["num_pixels"]:
         print(format_table(metrics))
     else:

@@ -2,13 +2,16 @@
 
 RUN/run.json              config, classes, versions, weights file, parameters
 RUN/checkpoints/          the newest full states, to resume from
-RUN/best/PHASE/           G at its best validation mIoU of each phase
+RUN/best/PHASE/           G at its best validation mIoU of each phase; a full state in
+                          phase 2 under the guard
+RUN/guard/                G as a guarded phase 2 found it
 RUN/export/  RUN/eval/    written by export.py and the evaluation
 """
 
 import dataclasses
 import json
 import os
+import shutil
 
 import keras
 import tensorflow as tf
@@ -102,6 +105,31 @@ def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
             f"{workdir}: holds a run with other settings ({'; '.join(differences)}); "
             "choose another --workdir"
         )
+
+
+def make_way(workdir: str, config: Config, class_names: tuple[str, ...]):
+    """Prepares a folder without a state for a run from the start.
+
+    What this very run left there before its first state is removed: its `best` would
+    stand beside the new one's.
+
+    Raises:
+        ValueError: the folder holds results of a run whose states are gone.
+    """
+    left = [
+        name
+        for name in ("best", "guard", "eval", "export")
+        if os.path.isdir(os.path.join(workdir, name))
+    ]
+    if {"eval", "export"} & set(left):
+        raise ValueError(
+            f"{workdir}: holds results ({', '.join(left)}) of a run whose states are "
+            "gone; remove the folder, or choose another --workdir"
+        )
+    if left:
+        check_same_run(workdir, config, class_names)
+    for name in left:
+        shutil.rmtree(os.path.join(workdir, name))
 
 
 def build_run_generator(config: Config, num_classes: int) -> keras.Model:

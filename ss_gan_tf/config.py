@@ -3,8 +3,7 @@
 `Config` holds one run; the comment behind a field gives its unit and its source
 ("Sec." and "Table" are the paper's, "silent" means that the paper does not say).
 `ARMS` are the paper's four experiments, `PRESETS` the three ready-made settings.
-Only `train.py`, `stages.py`, `checkpoints.py`, the modules of studies and reports,
-and the binaries read a `Config`.
+WORKSPACE.md names the modules that read a `Config`; all others take plain arguments.
 """
 
 import dataclasses

@@ -110,6 +110,8 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(workdir, config, data.class_names)
+    else:
+        checkpoints.make_way(workdir, config, data.class_names)
     preflight.check(config, data, workdir, resumes=resumes)
     with strategy.scope():
         networks, weights = stages.create_networks(

@@ -204,3 +204,20 @@ def test_write_run_leaves_no_half_file(tiny_run, tmp_path):
     checkpoints.write_run(run)
     assert os.listdir(tmp_path) == ["run.json"]
     assert json.loads((tmp_path / "run.json").read_text())["ignore_label"] == 255
+
+
+def test_a_folder_without_states_keeps_what_is_worth_keeping(tiny_run, tmp_path):
+    run = checkpoints.read_run(tiny_run)
+    folder = tmp_path / "run"
+    (folder / "best" / "phase1").mkdir(parents=True)
+    checkpoints.write_run(dataclasses.replace(run, workdir=str(folder)))
+    other = dataclasses.replace(run.config, phase1_steps=run.config.phase1_steps + 1)
+    with pytest.raises(ValueError, match="phase1_steps"):  # not this run's
+        checkpoints.make_way(str(folder), other, run.class_names)
+    assert (folder / "best").exists()
+    checkpoints.make_way(str(folder), run.config, run.class_names)
+    assert not (folder / "best").exists()
+    (folder / "export").mkdir()
+    with pytest.raises(ValueError, match=r"run: holds results \(export\)"):
+        checkpoints.make_way(str(folder), run.config, run.class_names)
+    assert (folder / "export").exists()

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import importlib
 import math
 import pathlib
 import re
@@ -52,6 +53,8 @@ COMMANDS = [
 def flags_of(monkeypatch):
     """Module -> its flags, defined anew and in a set of their own."""
 
+    importlib.import_module("absl.logging")  # its flags belong to the real set
+
     def flags_of(module):
         values = flags.FlagValues()
         with monkeypatch.context() as patch:
@@ -70,6 +73,13 @@ def flags_of(monkeypatch):
 
 
 # --- Commands ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "WORKSPACE.md", "CHANGELOG.md"])
+def test_no_section_stands_twice(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("## ")]
+    assert len(headings) == len(set(headings)) > 0
 
 
 def test_the_documents_show_every_command():

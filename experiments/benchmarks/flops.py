@@ -13,9 +13,9 @@ _CONVOLUTIONS = {
 }
 _PRODUCTS = ("MatMul", "BatchMatMulV2")
 # Operations that hold work which is not seen from outside.
-_CLOSED = ("While", "StatelessWhile", "If", "StatelessIf", "Einsum")
+_CLOSED = ("While", "StatelessWhile", "If", "StatelessIf")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-_WORK = {*_CONVOLUTIONS, *_PRODUCTS, *_CLOSED, *_CALLS}
+_WORK = {*_CONVOLUTIONS, *_PRODUCTS, "Einsum", *_CLOSED, *_CALLS}
 
 
 def count_flops(function) -> int:
@@ -48,6 +48,12 @@ def _flops_of(op: tf.Operation, idle: set[str]) -> int:
         transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
         shared = _shape(op, "in", 0)[-2 if transposed else -1]
         return 2 * math.prod(_shape(op, "out", 0)) * shared
+    if op.type == "Einsum":  # every combination of its indices is a product
+        terms = op.get_attr("equation").decode().split("->")[0].split(",")
+        sizes = {}
+        for index, term in enumerate(terms):
+            sizes |= dict(zip(term, _shape(op, "in", index), strict=True))
+        return 2 * math.prod(sizes.values()) if len(terms) > 1 else 0
     if op.type in ("If", "StatelessIf"):
         branches = {op.get_attr(f"{way}_branch").name for way in ("then", "else")}
         if branches <= idle:

@@ -78,3 +78,11 @@ def test_a_branch_may_choose_but_not_work(works):
             count_flops(traced)
     else:
         assert count_flops(traced) == 2 * 4**3  # one product of 4 x 4 matrices
+
+
+def test_einsum_by_hand():
+    # Each of the 2 x 4 x 3 x 5 outputs is a sum of 7 products.
+    function = traced(
+        lambda a, b: tf.einsum("ih,bhwf->biwf", a, b), [4, 7], [2, 7, 3, 5]
+    )
+    assert count_flops(function) == 2 * 2 * 4 * 3 * 5 * 7
