@@ -19,7 +19,9 @@ from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.per_image import PerImage, read_per_image
 
 # In what a fair pair may differ: A's own settings, and what changes no weight.
-MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *BOOKKEEPING, *EXECUTION}
+# The guard watches the adversary, and a control is never guarded.
+GUARD = ("guard", "guard_retries", "guard_miou_drop")
+MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *GUARD, *BOOKKEEPING, *EXECUTION}
 
 
 # --- Runs --------------------------------------------------------------------
@@ -73,6 +75,8 @@ def read_result(workdir: str, train_seconds: float | None = None) -> Result:
     found, counts = {}, {}
     folder = os.path.join(workdir, "eval")
     for kind in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if not os.path.isfile(os.path.join(folder, kind, "metrics.json")):
+            continue  # an evaluation that was interrupted
         figures = results.read_metrics(workdir, kind)
         if figures.get("limit"):
             continue  # figures of a part are not those of the split

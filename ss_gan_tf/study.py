@@ -238,10 +238,15 @@ def _call(command: Sequence[str], log_path: str) -> tuple[int, float]:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
         start = time.monotonic()
-        # When this process is told to stop, run() ends the program before it leaves.
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
-        log.write(f"exit code {done.returncode}\n\n")
-    return done.returncode, time.monotonic() - start
+        program = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = program.wait()
+        except BaseException:  # told to stop: the program may save its state first
+            program.terminate()
+            program.wait()
+            raise
+        log.write(f"exit code {code}\n\n")
+    return code, time.monotonic() - start
 
 
 # --- What came of it ---------------------------------------------------------

@@ -1,5 +1,6 @@
 """Differences, intervals and conclusions, on runs that were never trained."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -112,7 +113,10 @@ def test_different_images_are_refused(fake_run):
 
 def test_a_pair_may_differ_in_the_adversary_alone():
     ours = Config(gradient_ratio=0.2, adversary_lr=1e-3, log_every=7)
-    assert comparison.unfair_differences(ours, Config(lambda_adv=0.0)) == []
+    control = Config(lambda_adv=0.0)
+    assert comparison.unfair_differences(ours, control) == []
+    guarded = dataclasses.replace(ours, guard=not control.guard, guard_retries=1)
+    assert comparison.unfair_differences(guarded, control) == []
     other = Config(lambda_adv=0.0, phase2_steps=7, init_generator="X")
     assert comparison.unfair_differences(ours, other) == [
         "init_generator",
@@ -131,6 +135,12 @@ def test_parts_of_a_split_are_no_result(fake_run):
     part = json.loads(metrics.read_text()) | {"limit": 1}
     metrics.write_text(json.dumps(part))
     assert list(read_result(path).metrics) == ["test"]
+
+
+def test_an_interrupted_evaluation_is_no_result(fake_run):
+    path = fake_run("a", [0.9])
+    (pathlib.Path(path) / "eval" / "val-best").mkdir()  # per_image.npz comes first
+    assert list(read_result(path).metrics) == ["test", "test-best"]
 
 
 def test_damaged_runs_are_one_line(fake_run, tmp_path):

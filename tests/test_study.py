@@ -5,7 +5,9 @@ tests/experiments/test_study.py runs the real ones.
 """
 
 import json
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -260,3 +262,27 @@ def test_a_damaged_study_is_one_line(bench):
         (bench.root / "study" / "study.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             bench.run()
+
+
+def test_a_program_told_to_stop_saves_first(tmp_path, monkeypatch):
+    saved = tmp_path / "saved"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"saved = pathlib.Path({str(saved)!r})\n"
+        "def stop(*_):\n    saved.write_text('all'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    wait = subprocess.Popen.wait
+
+    def interrupted(self, timeout=None):
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study._call([sys.executable, "-c", program], str(tmp_path / "log"))
+    assert saved.read_text() == "all"
