@@ -19,7 +19,7 @@ from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.per_image import PerImage, read_per_image
 
 # In what a fair pair may differ: A's own settings, and what changes no weight.
-# The guard watches the adversary, and a control is never guarded.
+# Only an adversarial run goes back by it.
 GUARD = ("guard", "guard_retries", "guard_miou_drop")
 MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *GUARD, *BOOKKEEPING, *EXECUTION}
 
