@@ -19,6 +19,7 @@ from experiments.flags import refuse_arguments
 from experiments.progress import show_own_messages
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -90,7 +91,7 @@ def main(argv):
             write_metrics(result, FLAGS.json)
             print(f"\n{FLAGS.json}")
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 if __name__ == "__main__":

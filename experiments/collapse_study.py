@@ -12,6 +12,7 @@ from absl import app, flags
 from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import show_own_messages
 from ss_gan_tf.collapse import PROVOCATIONS, format_table, run_study
+from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -43,7 +44,7 @@ def main(argv):
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     print(format_table(table))
 
 

@@ -11,6 +11,7 @@ from absl import app, flags
 
 from experiments.flags import refuse_arguments
 from experiments.progress import show_own_messages
+from ss_gan_tf.messages import one_line
 from ss_gan_tf.report import write_report
 
 FLAGS = flags.FLAGS
@@ -44,7 +45,7 @@ def main(argv):
             draw_panels=FLAGS.panels,
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     print(f"report: {os.path.join(FLAGS.output_dir, 'report.html')}")
 
 

@@ -19,6 +19,7 @@ from experiments.flags import config_from_flags, define_config_flags, refuse_arg
 from experiments.progress import show_own_messages
 from ss_gan_tf import input_pipeline, study
 from ss_gan_tf.config import Config
+from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -104,7 +105,7 @@ def main(argv):
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command continues")
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     print(f"study: {os.path.join(FLAGS.workdir, 'study.json')}")
     open_runs = [
         f"{name} ({run['status']})"

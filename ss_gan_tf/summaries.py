@@ -132,8 +132,8 @@ def read_scalars(
 ) -> dict[str, list[tuple[int, float]]]:
     """The curves of a run, read again from its event files.
 
-    A run that was continued has several files and repeats the steps behind its last
-    checkpoint: of each step the newest point counts.
+    A run that was continued has several files; where a step stands in two of them,
+    the newest point counts.
 
     Args:
         logdir: folder of the event files.

@@ -2,10 +2,7 @@
 
 import datetime
 import os
-import pathlib
 import platform
-import re
-import subprocess
 from typing import Any
 
 import keras
@@ -13,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import ss_gan_tf
+from ss_gan_tf.machine import describe_machine as describe_hardware
 
 
 def describe_machine() -> dict[str, Any]:
@@ -22,23 +20,15 @@ def describe_machine() -> dict[str, Any]:
         JSON-ready; None where something cannot be had. "load" is the number of
         processes that wanted a core in the last minute.
     """
-    gpus = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-        for gpu in tf.config.list_physical_devices("GPU")
-    ]
-    return {
+    return describe_hardware() | {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-        "processor": _processor(),
         "cores": _cores(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "gpus": gpus,
-        "system": platform.platform(),
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
         "ss_gan_tf": ss_gan_tf.__version__,
-        "commit": _commit(),
     }
 
 
@@ -56,34 +46,8 @@ def format_machine(machine: dict[str, Any]) -> str:
     )
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
-    except OSError:  # not Linux
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
-
-
 def _cores() -> int | None:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with a + if files differ from it."""
-    folder = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return None

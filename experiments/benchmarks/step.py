@@ -200,8 +200,6 @@ def make_steps(settings: dict[str, Any]) -> dict[str, Callable]:
     from ss_gan_tf import backbones, stages
 
     jit = settings["library"].rpartition(" ")[2]
-    if isinstance(config_lib.Config.jit_compile, bool):
-        jit = jit == "on"
     config = config_lib.Config(
         arm=f"{settings['arm'].removesuffix('_g')}_g",
         backbone_weights="none",

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from experiments.benchmarks import machine
+from ss_gan_tf import machine as hardware
 
 
 def test_names_processor_versions_and_date():
@@ -27,7 +28,7 @@ def git(folder, *arguments):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout of one commit, in which machine.py lies."""
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setattr(hardware, "__file__", str(tmp_path / "machine.py"))
     (tmp_path / "machine.py").write_text("1")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
@@ -43,7 +44,7 @@ def test_commit_and_whether_files_differ_from_it(checkout):
 
 
 def test_without_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setattr(hardware, "__file__", str(tmp_path / "machine.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     found = machine.describe_machine()
     assert found["commit"] is None
