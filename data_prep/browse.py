@@ -67,14 +67,12 @@ def stored(
 
     def load(n):
         index = input_pipeline.shuffled_index(n, len(source), seed)
-        image, label, name = input_pipeline.decode(*input_pipeline.read(source, index))
-        image, label = input_pipeline.check(
-            image, label, name, prepared.num_classes, prepared.ignore_label
-        )
-        return name, image, label
+        return input_pipeline.decode(*input_pipeline.read(source, index))
 
     examples = tf.data.Dataset.range(count).map(load, tf.data.AUTOTUNE)
-    for name, image, label in examples.prefetch(4).as_numpy_iterator():
+    facts = prepared.num_classes, prepared.ignore_label
+    for image, label, name in examples.prefetch(4).as_numpy_iterator():
+        input_pipeline.check(image, label, name, *facts)
         yield name.decode(errors="replace"), image, label
 
 

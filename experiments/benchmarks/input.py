@@ -235,7 +235,11 @@ def _decoded(prepared: input_pipeline.PreparedDataset, case: Case) -> tf.data.Da
 
     return (
         tf.data.Dataset.range(case.examples)
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .map(
+            load,
+            num_parallel_calls=input_pipeline.EXAMPLES_AHEAD,
+            deterministic=True,
+        )
         .prefetch(tf.data.AUTOTUNE)
     )
 
