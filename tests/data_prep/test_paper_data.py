@@ -53,9 +53,13 @@ def test_prepared_trained_and_evaluated(
     flags = [f"--{name}={value}" for name, value in smallest.items()]
     run("experiments.train", *flags, data, workdir)
     for mode in ("whole", "sliding"):
-        run("experiments.evaluate", workdir, "--split=val", f"--eval_mode={mode}")
+        said = run(
+            "experiments.evaluate", workdir, "--split=val", f"--eval_mode={mode}"
+        )
+        assert f"{dataset} was prepared from a partial source" in said
         path = tmp_path / "run" / "eval" / "val" / "metrics.json"
         metrics = json.loads(path.read_text())
+        assert metrics["partial"] is True
         assert metrics["mode"] == mode and len(metrics["iou"]) == num_classes
         assert metrics["num_images"] == (2 if dataset == "voc_sbd" else 1)
         assert 0 <= metrics["miou"] <= 1
