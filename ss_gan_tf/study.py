@@ -195,7 +195,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
         entry["trained"] = True
         entry["metrics"] = {}
         entry["validations"] = results.last_validations(
-            folder, settings.last_validations
+            folder, run.config, settings.last_validations
         )
         _write(study, workdir)
     for split in settings.splits:
