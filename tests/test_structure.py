@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "onnx_export": set(),
     "optimizers": set(),
     "micro_batches": set(),
-    "per_image": set(),
+    "per_image": {"messages"},
     "profiling": set(),
     "replicas": {"lock"},
     "resampling": set(),
