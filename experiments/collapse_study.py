@@ -7,12 +7,13 @@ DATA needs the synthetic set. The same command again goes on with what is missin
 
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
 from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import show_own_messages
 from ss_gan_tf.collapse import PROVOCATIONS, format_table, run_study
-from ss_gan_tf.messages import one_line
+from ss_gan_tf.messages import first_line, one_line
 
 FLAGS = flags.FLAGS
 
@@ -43,8 +44,10 @@ def main(argv):
             provocations=FLAGS.provocations,
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except tf.errors.OpError as error:  # a damaged record, no memory left
+        sys.exit(f"error: {first_line(error)}")
     print(format_table(table))
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
 import ss_gan_tf
@@ -15,7 +16,7 @@ from experiments.progress import show_own_messages
 from ss_gan_tf import checkpoints
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.export import export
-from ss_gan_tf.messages import one_line
+from ss_gan_tf.messages import first_line, one_line
 from ss_gan_tf.onnx_export import add_onnx, check_installed
 
 FLAGS = flags.FLAGS
@@ -75,6 +76,8 @@ def main(argv):
             add_onnx(FLAGS.output_dir)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except tf.errors.OpError as error:  # a full disk
+        sys.exit(f"error: {first_line(error)}")
     print(f"exported to {FLAGS.output_dir}")
 
 

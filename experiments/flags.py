@@ -59,8 +59,15 @@ def refuse_arguments(argv: list[str]):
         )
 
 
-def config_from_flags() -> Config:
+def config_from_flags(arms: Sequence[str] = ()) -> Config:
     """The preset with every explicitly given flag over it.
+
+    Args:
+        arms: where the flags are for the runs of several arms; one of them has to read
+            each flag, and all of them have to take its value.
+
+    Returns:
+        The config; of the first of several arms.
 
     Raises:
         ValueError: a value is out of range or contradicts another, or a flag is given
@@ -75,13 +82,14 @@ def config_from_flags() -> Config:
                 kind = typing.get_args(field.type)[0]
                 value = parse_numbers(field.name, value, kind)
             values[field.name] = value
-    config = Config(**values)
-    unused = config_rules.unused(config)
+    configs = [Config(**values | {"arm": arm}) for arm in arms] or [Config(**values)]
+    unused = [config_rules.unused(config) for config in configs]
     for name in given:
-        if name in unused:
-            rule = f"does nothing here: {unused[name]}; leave the flag out"
+        if all(name in reasons for reasons in unused):
+            why = "; ".join(dict.fromkeys(reasons[name] for reasons in unused))
+            rule = f"does nothing here: {why}; leave the flag out"
             raise config_rules.refusal(f"--{name}", values[name], rule)
-    return config
+    return configs[0]
 
 
 def parse_numbers(name: str, words: Sequence[str], kind: type) -> tuple:

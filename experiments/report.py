@@ -7,11 +7,12 @@ python -m experiments.report --runs=RUNS/vgg16,RUNS/vgg16_g --output_dir=REPORT
 import os
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
 from experiments.flags import refuse_arguments
 from experiments.progress import show_own_messages
-from ss_gan_tf.messages import one_line
+from ss_gan_tf.messages import first_line, one_line
 from ss_gan_tf.report import write_report
 
 FLAGS = flags.FLAGS
@@ -46,6 +47,8 @@ def main(argv):
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except tf.errors.OpError as error:  # damaged data or event files
+        sys.exit(f"error: {first_line(error)}")
     print(f"report: {os.path.join(FLAGS.output_dir, 'report.html')}")
 
 

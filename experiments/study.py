@@ -13,13 +13,14 @@ import os
 import signal
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
 from experiments.flags import config_from_flags, define_config_flags, refuse_arguments
 from experiments.progress import show_own_messages
 from ss_gan_tf import input_pipeline, study
 from ss_gan_tf.config import Config
-from ss_gan_tf.messages import one_line
+from ss_gan_tf.messages import first_line, one_line
 
 FLAGS = flags.FLAGS
 
@@ -50,7 +51,8 @@ def settings_from_flags() -> study.Settings:
     for name in study.RESERVED:
         if FLAGS[name].present:
             raise ValueError(f"{name}={FLAGS[name].value}: the study chooses it itself")
-    config = config_from_flags()
+    backbones = study.check_backbones(FLAGS.arms)
+    config = config_from_flags([f"{backbone}_g" for backbone in backbones])
     data = input_pipeline.open_dataset(config.dataset, FLAGS.data_dir)
     splits = tuple(FLAGS.eval_splits)
     if not splits:
@@ -70,7 +72,7 @@ def settings_from_flags() -> study.Settings:
         ),
         data_dir=FLAGS.data_dir,
         seeds=FLAGS.seeds,
-        backbones=tuple(FLAGS.arms),
+        backbones=backbones,
         placebos=FLAGS.placebos,
         splits=splits,
         last_validations=FLAGS.last_validations,
@@ -106,6 +108,8 @@ def main(argv):
         sys.exit("error: interrupted; the same command continues")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except tf.errors.OpError as error:  # event files that cannot be read
+        sys.exit(f"error: {first_line(error)}")
     print(f"study: {os.path.join(FLAGS.workdir, 'study.json')}")
     open_runs = [
         f"{name} ({run['status']})"

@@ -9,18 +9,20 @@ import ctypes
 import sys
 
 # mallopt's parameters, from malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
     """Tells glibc to hand large blocks out again; call it before TensorFlow works.
 
-    The process then holds on to the most that it ever had at once, which is what it
-    needs again in the next step. Numbers do not change.
+    The process then holds on to the most that it ever had at once, up to 2 GiB that
+    lie free at the end of its memory, which is what it needs again in the next step.
+    Numbers do not change.
 
     Returns:
-        Whether it took effect: False where the C library is another one.
+        Whether glibc took the settings: False where the C library is another one. They
+        do nothing for an allocator that was loaded in its place (LD_PRELOAD).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -28,8 +30,10 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = {
-        # Blocks above a threshold come from the system and go back to it: none do.
-        _MMAP_THRESHOLD: _LARGEST,
+        # Blocks above a threshold come from the system and go back to it: no block may.
+        # (The threshold itself cannot be set above 32 MB in every glibc, and an
+        # attempt that fails leaves it at 128 kB.)
+        _MMAP_MAX: 0,
         _TRIM_THRESHOLD: _LARGEST,
         _TOP_PAD: 64 * 2**20,
         # A further arena is at most 64 MB large and sends the rest to the system.

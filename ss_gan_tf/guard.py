@@ -11,7 +11,8 @@ TensorFlow, and the whole state is a dict of JSON values, so that a checkpoint h
     adversary_diverged  eq. 6 far above what it was
     adversary_forgot    paired accuracy back at chance after it was good
     validation          validation mIoU more than `miou_drop` below phase 1's
-    adversary_wins      paired accuracy at 1: noted once
+    adversary_wins      paired accuracy at 1, or eq. 3's adversarial term where it is
+                        when A rejects every prediction: noted once
     adversary_idle      paired accuracy still at chance after `IDLE_STEPS`: noted once
 
 Equations, ratio and accuracy are running means over about `WINDOW` steps.
@@ -30,6 +31,7 @@ DIVERGED = 20.0  # nats; eq. 6 above it was never good
 GOOD_PAIRED = 0.75  # paired accuracy of an adversary that has learnt
 CHANCE_PAIRED = 0.58  # paired accuracy near chance
 WINS_PAIRED = 0.995  # paired accuracy of an adversary that has won outright
+REJECTED = 0.01  # d of the predictions of such a one
 IDLE_STEPS = 200  # steps after which it should have learnt something
 MANY_SKIPPED = 0.15  # share of skipped updates that one bad batch does not explain
 LOWER = 0.1  # factor on the adversary's weight, or on its rate, at each way back
@@ -199,8 +201,11 @@ class Guard:
         if state["was_good"] and paired < CHANCE_PAIRED:
             why = f"paired accuracy {paired:.2f} after {GOOD_PAIRED} or more"
             return "adversary_forgot", why, True
-        if paired >= WINS_PAIRED and self._first("adversary_wins"):
-            return "adversary_wins", f"paired accuracy {paired:.3f}", False
+        term = mean("loss/adversarial", 1.0)
+        wins = paired >= WINS_PAIRED or _rejects_all(term)
+        if wins and self._first("adversary_wins"):
+            why = f"paired accuracy {paired:.3f}, adversarial term of eq. 3 {term:.3g}"
+            return "adversary_wins", why, False
         if (
             state["steps"] >= IDLE_STEPS
             and paired < CHANCE_PAIRED
@@ -214,6 +219,15 @@ class Guard:
         is_first = alarm not in self.state["noted"]
         self.state["noted"] += [alarm] * is_first
         return is_first
+
+
+def _rejects_all(term: float) -> bool:
+    """Whether the adversarial term of eq. 3 says that d is below `REJECTED`.
+
+    It is -ln d, never negative, in the non-saturating form, which then grows, and
+    ln(1 - d), never positive, in the other, whose gradient vanishes with it.
+    """
+    return term > -math.log(REJECTED) or math.log(1 - REJECTED) < term < 0
 
 
 def _fresh_means() -> dict:

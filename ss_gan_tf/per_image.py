@@ -10,19 +10,30 @@ Shapes: N images, C classes.
 
 import dataclasses
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from ss_gan_tf.messages import first_line
+
+MAX_BYTES = 2**32  # of the unpacked arrays
+
 # What NumPy raises for an archive that is damaged.
 _UNREADABLE = (
     OSError,
     ValueError,
     EOFError,
-    KeyError,
-    NotImplementedError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -103,6 +114,7 @@ def read_per_image(path: str) -> PerImage:
         ValueError: it is damaged, or its arrays do not fit each other.
     """
     try:
+        _check_size(path)
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise ValueError("a single array")
@@ -111,7 +123,9 @@ def read_per_image(path: str) -> PerImage:
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: not a file of counts ({error})") from error
+        raise ValueError(
+            f"{path}: not a file of counts ({first_line(error)})"
+        ) from error
     for name in ("names", "class_names", "confusion"):
         if name not in arrays:
             raise ValueError(f"{path}: no array {name!r}")
@@ -133,6 +147,16 @@ def read_per_image(path: str) -> PerImage:
         if not np.all(array >= 0):  # NaN too
             raise ValueError(f"{path}: {name} holds a value below 0 or no number")
     return PerImage(tuple(names.tolist()), tuple(class_names.tolist()), arrays)
+
+
+def _check_size(path):
+    """Refuses what unpacks to more than is read, by its table of contents."""
+    if not zipfile.is_zipfile(path):
+        return  # NumPy knows what else it may be
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_BYTES:
+        raise ValueError(f"unpacks to {size} bytes, at most {MAX_BYTES} are read")
 
 
 def check_same_images(first: PerImage, second: PerImage):

@@ -34,6 +34,10 @@ def check(
     """
     for text in config_rules.unwise(config, _largest_image(data, config.train_split)):
         _LOG.warning(text)
+    if config.precision == "mixed_float16" and not _has_gpu():
+        _LOG.warning(
+            "precision=mixed_float16: is for GPUs, and there is none here; use float32"
+        )
     if not resumes:
         _check_start(config, data)
     _check_room(config, workdir)
@@ -66,7 +70,7 @@ def _check_room(config: Config, workdir: str):
         resources.free_disk(workdir),
         "lower --keep_checkpoints or make room",
     )
-    if tf.config.list_physical_devices("GPU"):
+    if _has_gpu():
         return  # what counts is the device's memory, which is not estimated
     memory = resources.memory_bytes(
         config.backbone,
@@ -83,6 +87,10 @@ def _check_room(config: Config, workdir: str):
         "lower one of them or end other programs",
         tolerance=_MEMORY_TOLERANCE,
     )
+
+
+def _has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _check_fits(

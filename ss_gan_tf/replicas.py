@@ -6,15 +6,18 @@ batch: gradients, losses, squared norms, verdicts. On one device all of this is 
 identity. A worker is a process; the chief is the worker that writes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+
+from ss_gan_tf import lock
 
 # --- Setting up --------------------------------------------------------------
 
@@ -179,46 +182,56 @@ def joined(tensor: tf.Tensor) -> tf.Tensor:
 # --- Around a run ------------------------------------------------------------
 
 
-def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> str:
+@contextlib.contextmanager
+def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
     """Where this worker writes: the chief in the run's folder, the others elsewhere.
 
     Each of the others starts with a copy of what the run's folder holds, so all of
     them continue from the same state, and none is there when the chief writes. The
-    copy lies in the machine's temporary folder and replaces that of an earlier start.
+    copy lies in the machine's temporary folder and replaces that of an earlier start;
+    it is removed at the end, when the slowest worker is done.
 
     Args:
         strategy: of the run; with several workers all of them have to call this.
         workdir: the run's folder, which every worker can read.
 
-    Returns:
-        The folder.
+    Yields:
+        The folder, in which no other process is at work.
+
+    Raises:
+        ValueError: another process is at work there; nothing was touched.
     """
     number, num_workers = worker(strategy)
-    if num_workers == 1:
-        return workdir
-    if number:
-        key = hashlib.sha256(os.path.abspath(workdir).encode()).hexdigest()[:16]
-        copy = os.path.join(tempfile.gettempdir(), f"ss_gan_tf-{key}-worker{number}")
-        shutil.rmtree(copy, ignore_errors=True)
-        if os.path.isdir(workdir):
-            shutil.copytree(workdir, copy)
-    wait_for_all(strategy)
-    return copy if number else workdir
+    folder = _copy_of(workdir, number) if number else workdir
+    with lock.alone_in(folder):
+        if number:
+            _copy(workdir, folder)
+        if num_workers > 1:
+            wait_for_all(strategy)
+        yield folder
+        if num_workers > 1:
+            wait_for_all(strategy)
+        if number:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def leave(strategy: tf.distribute.Strategy, folder: str):
-    """Ends a run: all wait for the slowest, and the copies are removed.
+def _copy_of(workdir, number):
+    """The folder of a worker that is not the chief."""
+    key = hashlib.sha256(os.path.abspath(workdir).encode()).hexdigest()[:16]
+    return os.path.join(tempfile.gettempdir(), f"ss_gan_tf-{key}-worker{number}")
 
-    Args:
-        strategy: of the run; all workers have to call this.
-        folder: what `own_folder` returned.
-    """
-    number, num_workers = worker(strategy)
-    if num_workers == 1:
-        return
-    wait_for_all(strategy)
-    if number:
-        shutil.rmtree(folder, ignore_errors=True)
+
+def _copy(workdir, folder):
+    """Makes a folder hold what another one does; its lock stays, and is held."""
+    for name in set(os.listdir(folder)) - {lock.FILE}:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
+    if os.path.isdir(workdir):
+        ignored = shutil.ignore_patterns(lock.FILE)
+        shutil.copytree(workdir, folder, dirs_exist_ok=True, ignore=ignored)
 
 
 def wait_for_all(strategy: tf.distribute.Strategy):

@@ -1,11 +1,10 @@
 """What a run left behind, read for comparison: its role, metrics, last validations."""
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from ss_gan_tf import config_rules, summaries
+from ss_gan_tf import config_rules, strict_json, summaries
 from ss_gan_tf.config import Config
 
 # What a run is to a comparison -> what sets it apart from the adversarial arm.
@@ -60,23 +59,59 @@ def read_metrics(run_dir: str, kind: str) -> dict[str, Any]:
     return read_json(path, ("miou", "iou", "num_images"))
 
 
-def last_validations(run_dir: str, count: int) -> dict[str, Any]:
+def last_validations(run_dir: str, config: Config, count: int) -> dict[str, Any]:
     """Mean of a run's last validations: one checkpoint's luck weighs less in it.
+
+    What was validated before the guard went back led nowhere, so it does not count;
+    and nothing does where the guard ended the run, whose G is phase 1's.
 
     Args:
         run_dir: RUN.
+        config: of the run.
         count: how many; the state that phase 2 starts from is none of them.
 
     Returns:
-        {"mean": fraction or None, "count": how many there were, "steps": at which}.
+        {"mean": fraction or None, "count": how many there were, "steps": at which,
+        "guard": what `guard_outcome` says}.
+
+    Raises:
+        ValueError: the guard's file is damaged.
     """
+    outcome = guard_outcome(run_dir)
+    begin = 0
+    if outcome["last_step"] is not None:
+        # Curves count G's steps over both phases, the guard those of phase 2.
+        earlier = 0 if config.init_generator else config.phase1_steps
+        begin = earlier + outcome["last_step"]
     curve = summaries.read_scalars(run_dir, ["val/miou"])["val/miou"]
-    points = [(step, value) for step, value in curve if step > 0][-count:]
+    points = [(step, value) for step, value in curve if step > begin][-count:]
+    if outcome["ended"]:
+        points = []
     values = [value for _, value in points]
     return {
         "mean": sum(values) / len(values) if values else None,
         "count": len(values),
         "steps": [step for step, _ in points],
+        "guard": outcome,
+    }
+
+
+def guard_outcome(run_dir: str) -> dict[str, Any]:
+    """What the guard did to a run, from its own file: evaluations know nothing of it.
+
+    Returns:
+        {"ways_back": how often it went back, "ended": whether it ended the run with
+        phase 1's weights, "last_step": of phase 2, when it last did either, or None}.
+
+    Raises:
+        ValueError: the guard's file is damaged.
+    """
+    alarms = summaries.read_alarms(run_dir)
+    done = [alarm for alarm in alarms if alarm["action"] in ("back", "end")]
+    return {
+        "ways_back": sum(alarm["action"] == "back" for alarm in done),
+        "ended": any(alarm["action"] == "end" for alarm in done),
+        "last_step": done[-1]["step"] if done else None,
     }
 
 
@@ -88,10 +123,9 @@ def read_json(path: str, needed: Sequence[str]) -> dict[str, Any]:
         ValueError: it is damaged; the message names the file.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = strict_json.read(path)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict) or set(needed) - set(content):
+    if set(needed) - set(content):
         raise ValueError(f"{path}: must hold {', '.join(needed)}")
     return content

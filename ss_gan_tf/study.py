@@ -59,13 +59,23 @@ class Settings:
             raise ValueError(
                 f"last_validations={self.last_validations}: must be at least 1"
             )
-        for name in self.backbones:
-            if name not in ("vgg16", "resnet50"):
-                raise ValueError(f"arms={name}: must be vgg16, resnet50 or both")
-        if not self.backbones or len(set(self.backbones)) < len(self.backbones):
-            raise ValueError(f"arms={','.join(self.backbones)}: each once, please")
+        check_backbones(self.backbones)
         if self.config.lambda_adv == 0:
             raise ValueError("lambda_adv=0.0: the study runs the control by itself")
+
+
+def check_backbones(names: Sequence[str]) -> tuple[str, ...]:
+    """The backbones of a study.
+
+    Raises:
+        ValueError: there is none, one that does not exist, or one twice.
+    """
+    for name in names:
+        if name not in ("vgg16", "resnet50"):
+            raise ValueError(f"arms={name}: must be vgg16, resnet50 or both")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"arms={','.join(names)}: each once, please")
+    return tuple(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +195,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
         entry["trained"] = True
         entry["metrics"] = {}
         entry["validations"] = results.last_validations(
-            folder, settings.last_validations
+            folder, run.config, settings.last_validations
         )
         _write(study, workdir)
     for split in settings.splits:

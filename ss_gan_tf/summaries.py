@@ -28,7 +28,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.util.tensor_util import make_ndarray
 
-from ss_gan_tf import visualize
+from ss_gan_tf import strict_json, visualize
 from ss_gan_tf.states import one_line
 
 GUARD_FILE = "guard.jsonl"  # one alarm a line
@@ -157,6 +157,29 @@ def read_scalars(
         name: [(step, value) for step, (_, value) in sorted(curve.items())]
         for name, curve in points.items()
     }
+
+
+def read_alarms(logdir: str) -> list[dict]:
+    """The alarms of the guard in a run's folder, in their order.
+
+    Returns:
+        What `Summaries.alarm` was told each time; none where there is no file.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    path = os.path.join(logdir, GUARD_FILE)
+    if not os.path.isfile(path):
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            alarms = [strict_json.loads(line) for line in file]
+        for alarm in alarms:
+            if not (type(alarm["step"]) is int and isinstance(alarm["action"], str)):
+                raise ValueError("step must be a number and action a word")
+        return alarms
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of alarms ({error})") from error
 
 
 def log_sizes(logdir: str) -> dict[str, int]:

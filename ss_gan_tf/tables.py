@@ -70,6 +70,8 @@ class Tables:
                 if role == "phase1" and gains:
                     text += " The extra steps alone may do this."
                 blocks.append(Text(text, strong=role == "control"))
+            if guarded := self._guarded(group):
+                blocks.append(Text(guarded, strong=True))
         blocks.append(
             Text(
                 "Rules: a single seed is a lead, never a result. A gain or a loss "
@@ -324,6 +326,20 @@ class Tables:
         values = (self._class_iou(group, seed, role, name) for seed in seeds)
         return [value for value in values if value is not None]
 
+    def _guarded(self, group):
+        """What the guard did to the adversarial arm, in words; "" where it slept."""
+        words = []
+        for result in self._results(group, "adversarial"):
+            outcome = results.guard_outcome(result.run.workdir)
+            seed = f"seed {result.config.seed}"
+            if outcome["ended"]:
+                words.append(f"{seed}: ended with phase 1's weights, which its row is")
+            elif outcome["ways_back"]:
+                words.append(f"{seed}: back {outcome['ways_back']} times")
+        if not words:
+            return ""
+        return f"The guard stepped in in the adversarial arm ({'; '.join(words)})."
+
     def _results(self, group, role):
         """The runs of a role, by seed."""
         found = (self.compared.get(group, s, role) for s in self.compared.seeds(group))
@@ -343,7 +359,7 @@ def _place(column: str) -> tuple[str, str]:
 
 def _run_row(result: Result, kinds, count) -> list[str]:
     config = result.config
-    last = results.last_validations(result.run.workdir, count)
+    last = results.last_validations(result.run.workdir, config, count)
     steps = config.phase2_steps if config.uses_phase2 else config.phase1_steps
     hours = result.train_seconds and result.train_seconds / 3600
     name = f"{config.backbone} {result.role.replace('_', ' ')}, seed {config.seed}"
@@ -351,6 +367,10 @@ def _run_row(result: Result, kinds, count) -> list[str]:
     cells = [_number(None if value is None else 100 * value) for value in mious]
     if 0 < last["count"] < count:
         cells[-1] += f" (of {last['count']})"
+    if last["guard"]["ended"]:
+        cells[-1] = "- (the guard ended it)"
+    elif last["guard"]["ways_back"]:
+        cells[-1] += " (since the guard went back)"
     return [name, *cells, f"{steps:,}", _number(hours)]
 
 

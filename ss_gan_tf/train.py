@@ -23,7 +23,6 @@ from ss_gan_tf import (
     __version__,
     checkpoints,
     guard,
-    lock,
     preflight,
     replicas,
     stages,
@@ -90,13 +89,8 @@ def train(
     replicas.check_batch(
         config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
     )
-    folder = replicas.own_folder(strategy, workdir)
-    with lock.alone_in(folder):
-        metrics = _train(
-            config, data_dir, folder, progress, stop, make_stages, strategy
-        )
-        replicas.leave(strategy, folder)
-    return metrics
+    with replicas.own_folder(strategy, workdir) as folder:
+        return _train(config, data_dir, folder, progress, stop, make_stages, strategy)
 
 
 def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):

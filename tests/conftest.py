@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pathlib
+import subprocess
 
 # Tests start the commands as subprocesses, which inherit these.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
@@ -25,6 +26,25 @@ def shared_dir():
     if not path.is_dir():
         pytest.skip("needs ../shared (real images and ImageNet weights), not there")
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of its own, or gives the one that is there another size."""
+    folder, mounted = tmp_path / "disk", []
+
+    def small_disk(kib):
+        folder.mkdir(exist_ok=True)
+        options = f"{'remount,' * bool(mounted)}size={kib}k"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a small tmpfs")
+        mounted.append(folder)
+        return str(folder)
+
+    yield small_disk
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -44,6 +45,24 @@ def pages(keep):
 def test_the_second_time_no_page_is_new():
     assert pages(keep=False) > 1000
     assert pages(keep=True) < 200
+
+
+def test_it_needs_no_threshold_that_some_versions_of_glibc_refuse(monkeypatch):
+    """M_MMAP_THRESHOLD is -3; half of the largest heap, 32 MB, was its limit once."""
+    asked = {}
+
+    def mallopt(name, value):
+        asked[name] = value
+        return int(not (name == -3 and value > 32 * 2**20))
+
+    library = types.SimpleNamespace(mallopt=mallopt)
+    monkeypatch.setattr(allocation.sys, "platform", "linux")
+    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda name: library)
+    assert allocation.keep_freed_memory() and asked[-4] == 0
+    library.mallopt = lambda name, value: int(name != -4)
+    assert not allocation.keep_freed_memory()
+    del library.mallopt
+    assert not allocation.keep_freed_memory()
 
 
 def test_elsewhere_nothing_happens(monkeypatch):

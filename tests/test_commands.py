@@ -1,11 +1,13 @@
 """evaluate, export and predict on a run's folder, as a user calls them."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,30 @@ def test_a_users_mistake_is_one_line(tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "no run here" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module, call, values",
+    [
+        ("report", "write_report", {"runs": ["R"], "study": None, "panels": False}),
+        ("collapse_study", "run_study", {"provocations": [], "seeds": []}),
+        ("export", "export_run", {"format": "saved_model", "checkpoint": "last"}),
+        ("study", "settings_from_flags", {}),
+    ],
+)
+def test_what_tensorflow_raises_is_one_line_too(monkeypatch, module, call, values):
+    def fail(*_, **__):
+        raise tf.errors.DataLossError(None, None, "corrupted record\nand a paragraph")
+
+    common = {"workdir": "W", "data_dir": "D", "output_dir": "O", "split": None}
+    module = importlib.import_module(f"experiments.{module}")
+    monkeypatch.setattr(module, "FLAGS", types.SimpleNamespace(**common | values))
+    monkeypatch.setattr(module, call, fail)
+    monkeypatch.setattr(module, "show_own_messages", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        module.main(["program"])
+    assert ended.value.code == "error: corrupted record"
 
 
 def test_progress_in_plain_lines(capsys, monkeypatch):

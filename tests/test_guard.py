@@ -115,6 +115,19 @@ def test_what_is_noted_once_and_changes_nothing(alarm, paired, steps):
     assert feed(watching, 10, adversary__accuracy_paired=paired) is None
 
 
+@pytest.mark.parametrize(
+    "term, wins",
+    [(4.5, False), (4.7, True), (-0.011, False), (-0.009, True), (0.7, False)],
+)
+def test_an_adversary_that_rejects_all_shows_in_eq_3(term, wins):
+    """At d = 0.01: -ln d = 4.605, ln(1 - d) = -0.01005."""
+    decision = feed(make(), 30, loss__adversarial=term)
+    assert (decision is not None) == wins
+    if wins:
+        assert (decision.action, decision.alarm) == ("note", "adversary_wins")
+        assert f"eq. 3 {term}" in decision.why
+
+
 def test_after_its_tries_the_run_ends():
     watching = make(retries=2)
     for number in range(2):

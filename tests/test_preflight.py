@@ -105,6 +105,17 @@ def test_memory_is_not_estimated_for_a_gpu(data, tmp_path, room, monkeypatch):
     preflight.check(Config(backbone_weights="none"), data, str(tmp_path))
 
 
+@pytest.mark.parametrize("devices, said", [([], 1), (["GPU:0"], 0)])
+def test_half_precision_without_a_gpu_is_said(
+    data, tmp_path, room, monkeypatch, caplog, devices, said
+):
+    room()
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda _: devices)
+    config = Config(backbone_weights="none", precision="mixed_float16")
+    preflight.check(config, data, str(tmp_path))
+    assert caplog.text.count("precision=mixed_float16: is for GPUs") == said
+
+
 def test_one_phase_needs_less_disk(data, tmp_path, room):
     room(disk=int(6.9 * GIB))
     both = Config(backbone_weights="none", lambda_adv=0.0)

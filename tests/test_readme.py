@@ -120,6 +120,13 @@ def test_every_field_of_config_is_among_the_flags():
         assert f"`--{field.name}`" in section, field.name
 
 
+def test_the_tests_that_are_named_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py):(test_\w+)`", TEXTS["WORKSPACE.md"])
+    assert len(named) > 20
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), name
+
+
 @documents
 def test_make_targets_exist(name):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -161,6 +163,47 @@ def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture
+def second_worker(tmp_path, monkeypatch):
+    """Folder of a run, and how worker 1 of 2 gets a folder of its own for it."""
+    monkeypatch.setattr(replicas, "worker", lambda strategy: (1, 2))
+    monkeypatch.setattr(replicas, "wait_for_all", lambda strategy: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "state-1.index").touch()
+    (run / "lock").write_text("held by the chief")
+    return run, lambda: replicas.own_folder(None, str(run))
+
+
+def test_another_worker_writes_into_a_copy_that_goes(second_worker):
+    run, own_folder = second_worker
+    for left in ("old", "checkpoints"):  # of an earlier start that was killed
+        with pytest.raises(KeyError), own_folder() as folder:
+            pathlib.Path(folder, left).mkdir(exist_ok=True)
+            pathlib.Path(folder, left, "state-9.index").touch()
+            pathlib.Path(folder, "guard.jsonl").touch()
+            raise KeyError
+    with own_folder() as folder:
+        copy = pathlib.Path(folder)
+        assert copy.parent == run.parent and copy != run
+        assert {path.name for path in copy.iterdir()} == {"checkpoints", "lock"}
+        assert os.listdir(copy / "checkpoints") == ["state-1.index"]
+        assert "held by the chief" not in (copy / "lock").read_text()
+    assert not copy.exists() and len(os.listdir(run)) == 2
+
+
+def test_a_group_that_is_started_twice_leaves_the_first_ones_folders(second_worker):
+    _, own_folder = second_worker
+    with own_folder() as folder:
+        mine = pathlib.Path(folder, "checkpoints", "state-2.index")
+        mine.touch()
+        with pytest.raises(ValueError, match="another run is at work there"):
+            with own_folder():
+                pytest.fail("two at once")
+        assert mine.exists()
+
+
 # --- What is refused ---------------------------------------------------------
 
 
@@ -198,6 +241,6 @@ def test_on_one_device_everything_is_the_identity(tmp_path):
     assert replicas.worker(strategy) == (0, 1) and replicas.count() == 1
     tensor = tf.constant([1.0, 2.0])
     assert replicas.total(tensor) is tensor and replicas.joined(tensor) is tensor
-    assert replicas.own_folder(strategy, str(tmp_path)) == str(tmp_path)
-    replicas.leave(strategy, str(tmp_path))
+    with replicas.own_folder(strategy, str(tmp_path)) as folder:
+        assert folder == str(tmp_path)
     assert tmp_path.is_dir()

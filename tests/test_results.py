@@ -31,15 +31,51 @@ def test_what_a_run_did_not_read():
     assert "phase2_steps" in results.unread_fields(Config(arm="vgg16"))
 
 
-def test_last_validations_leave_the_start_out(tmp_path):
+@pytest.fixture
+def curve(tmp_path):
+    """A run of phase 2 alone with four validations, and its writer."""
     writer = summaries.Summaries(str(tmp_path))
     for step, miou in ((0, 0.9), (10, 0.1), (20, 0.3), (30, 0.5)):
         writer.scalars(step, {"val/miou": miou})
+    yield str(tmp_path), writer
     writer.close()
-    two = results.last_validations(str(tmp_path), 2)
+
+
+ALONE = Config(init_generator="RUN")
+
+
+def test_last_validations_leave_the_start_out(curve):
+    two = results.last_validations(curve[0], ALONE, 2)
     assert two["mean"] == pytest.approx(0.4) and two["steps"] == [20, 30]
-    many = results.last_validations(str(tmp_path), 9)
+    many = results.last_validations(curve[0], ALONE, 9)
     assert many["mean"] == pytest.approx(0.3) and many["count"] == 3
+    assert many["guard"] == {"ways_back": 0, "ended": False, "last_step": None}
+
+
+def test_what_was_validated_before_the_guard_went_back_does_not_count(curve):
+    workdir, writer = curve
+    writer.alarm(5, {"phase": "phase2", "step": 5, "action": "note"}, {}, "")
+    assert results.last_validations(workdir, ALONE, 9)["steps"] == [10, 20, 30]
+    writer.alarm(10, {"phase": "phase2", "step": 10, "action": "back"}, {}, "")
+    since = results.last_validations(workdir, ALONE, 9)
+    assert since["steps"] == [20, 30] and since["mean"] == pytest.approx(0.4)
+    # With a phase 1 of its own, step 10 of phase 2 is another step of the curve.
+    config = Config(phase1_steps=10)
+    assert results.last_validations(workdir, config, 9)["steps"] == [30]
+    writer.alarm(25, {"phase": "phase2", "step": 25, "action": "end"}, {}, "")
+    ended = results.last_validations(workdir, ALONE, 9)
+    assert (ended["mean"], ended["steps"]) == (None, [])
+    assert ended["guard"] == {"ways_back": 1, "ended": True, "last_step": 25}
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"step": "1", "action": "back"}', '{"step": 1}', "[" * 9999]
+)
+def test_a_damaged_file_of_the_guard_is_one_line(tmp_path, line):
+    (tmp_path / "guard.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match="guard.jsonl: not a list of alarms") as error:
+        results.guard_outcome(str(tmp_path))
+    assert str(error.value).isprintable()
 
 
 def test_metrics_are_read_or_refused_in_one_line(tmp_path):

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "backbones", "checkpoints", "config", "evaluate", "export", "guard",
-        "input_pipeline", "lock", "per_image", "preflight", "profiling", "replicas",
+        "input_pipeline", "per_image", "preflight", "profiling", "replicas",
         "run_state", "stages", "summaries", "validation",
     },
     "preflight": {
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "gradients": {"micro_batches", "replicas"},
     # many runs, and what they say together
     "study": {"config", "config_rules", "machine", "results"},
-    "results": {"config", "config_rules", "summaries"},
+    "results": {"config", "config_rules", "strict_json", "summaries"},
     "comparison": {
         "bootstrap", "checkpoints", "config", "metrics", "per_image", "results",
     },
@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "boundary": {"metrics"},
     "calibration": {"metrics"},
     "granulation": {"metrics"},
-    "summaries": {"states", "visualize"},
+    "summaries": {"states", "strict_json", "visualize"},
     # leaves
     "allocation": set(),
     "backbones": {"dilation"},
@@ -96,9 +96,9 @@ MAY_IMPORT = {
     "onnx_export": set(),
     "optimizers": set(),
     "micro_batches": set(),
-    "per_image": set(),
+    "per_image": {"messages"},
     "profiling": set(),
-    "replicas": set(),
+    "replicas": {"lock"},
     "resampling": set(),
     "resources": set(),
     "states": set(),

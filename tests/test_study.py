@@ -185,7 +185,9 @@ def test_a_study_trains_evaluates_and_writes_all_down(bench):
     assert (run["status"], run["role"], run["exit_code"]) == ("done", "control", 0)
     assert set(run["metrics"]) == {"test", "test-best", "val", "val-best"}
     assert run["metrics"]["test"]["miou"] == 0.5 and run["train_seconds"] > 0
-    assert run["validations"] == {"mean": None, "count": 0, "steps": []}
+    validations = run["validations"]
+    assert (validations["mean"], validations["count"]) == (None, 0)
+    assert validations["guard"] == {"ways_back": 0, "ended": False, "last_step": None}
     log = (bench.root / "study" / run["log"]).read_text()
     assert "--lambda_adv=0.0" in log and "train prints this" in log
     assert log.count("exit code 0") == 5

@@ -94,24 +94,13 @@ def test_killed_at_random_it_ends_as_if_it_had_not_been(
     assert {word.split()[0] for word in where} >= {"phase1", "warmup", "phase2"}
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 12 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small tmpfs")
-    yield str(folder)
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("room", [0, 200_000])
 def test_a_full_disk_costs_nothing_once_there_is_room(
     tiny_data, tmp_path, small_disk, room, assert_same_run
 ):
     """Without room the summaries fail first, with a little room a checkpoint does."""
-    whole, full = str(tmp_path / "whole"), os.path.join(small_disk, "run")
+    disk = small_disk(12 * 1024)
+    whole, full = str(tmp_path / "whole"), os.path.join(disk, "run")
     changes = {"phase1_steps": 30, "phase2_steps": 20, "adversary_warmup_steps": 10}
     finish(arguments(tiny_data, whole, **changes))
     stopped = arguments(tiny_data, full, **changes)
@@ -119,8 +108,8 @@ def test_a_full_disk_costs_nothing_once_there_is_room(
     while not os.path.exists(os.path.join(full, "checkpoints", "checkpoint")):
         assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(0.01)
-    filler = os.path.join(small_disk, "filler")
-    free = shutil.disk_usage(small_disk).free
+    filler = os.path.join(disk, "filler")
+    free = shutil.disk_usage(disk).free
     with open(filler, "wb") as file:
         file.write(bytes(max(0, free - room)))
     errors = process.communicate(timeout=600)[1]

@@ -1,6 +1,7 @@
 """Tables of a report, on runs that were never trained."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -99,6 +100,26 @@ def test_every_run_and_missing_ones(tables):
     assert mean == ["81.82", "81.82", "-", "-", "81.82 (of 2)", "40", "-"]
     assert set(found["vgg16 phase1, seed 1"]) == {"-"}
     assert "vgg16 entropy, seed 0" not in found
+
+
+def test_what_the_guard_did_is_said(fake_run):
+    def made(name, seed, *actions):
+        workdir = fake_run(name, [0.9], seed=seed, init_generator="X")
+        with open(f"{workdir}/guard.jsonl", "w") as file:
+            for step, action in zip((20, 30), actions, strict=False):
+                file.write(json.dumps({"step": step, "action": action}) + "\n")
+        return read_result(workdir)
+
+    results = made("a", 0), made("b", 1, "back"), made("c", 2, "back", "end")
+    tables = Tables(Comparison(results), "test")
+    found = rows(tables.runs())
+    assert found["vgg16 adversarial, seed 0"][4] == "81.82 (of 2)"
+    back = "81.82 (of 1) (since the guard went back)"
+    assert found["vgg16 adversarial, seed 1"][4] == back
+    assert found["vgg16 adversarial, seed 2"][4] == "- (the guard ended it)"
+    (text,) = [b.text for b in tables.conclusions() if "guard" in b.text]
+    assert "seed 1: back 1 times; seed 2: ended with phase 1's weights" in text
+    assert "seed 0" not in text
 
 
 def test_unfinished_runs_of_a_study_are_named(tables):

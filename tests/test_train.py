@@ -194,8 +194,9 @@ def test_a_guarded_run_without_alarm_is_the_unguarded_one(
 
 
 def test_the_guard_goes_back_and_ends_with_phase_1_also_when_killed_in_between(
-    eager_run, averaging_config, tiny_data, tmp_path, monkeypatch, assert_same_run
-):
+    eager_run, averaging_config, tiny_data, tmp_path, monkeypatch, assert_same_run,
+    caplog,
+):  # fmt: skip
     """Every G but phase 1's validates at 10 % here: one try, then the end."""
     start = weights_of(eager_run)
     real = train_lib.Validation.metrics
@@ -226,6 +227,10 @@ def test_the_guard_goes_back_and_ends_with_phase_1_also_when_killed_in_between(
         (4, "end", 0.1),
     ]
     assert "--gradient_ratio" in alarms[0]["remedy"]
+    assert caplog.text.count(f"Remedy: {alarms[0]['remedy']}") == 4  # of both runs
+    events = EventAccumulator(whole, size_guidance={"tensors": 0}).Reload()
+    assert [event.step for event in events.Tensors("guard")] == [2, 4]
+    assert {"guard/strength", "guard/adversary_rate"} <= set(events.Tags()["tensors"])
 
     assert_same_run(broken, whole)
     with open(os.path.join(broken, "guard.jsonl")) as file:

@@ -5,7 +5,9 @@ import errno
 import os
 import pathlib
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep import builder, staging
 from data_prep.archives import SourceError
@@ -65,6 +67,39 @@ def test_disk_that_fills_up(source, data, monkeypatch, error):
         prepare("voc_sbd", source, data, allow_partial=True)
     with pytest.raises(FileNotFoundError, match="is not prepared"):
         input_pipeline.open_dataset("voc_sbd", data)
+
+
+def test_a_disk_that_is_full_at_last(small_disk, tmp_path, count_reads):
+    """Images of one bit a pixel, which become RGB: twice as large as was estimated."""
+    source, rng = tmp_path / "mine", np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 8)):
+        for name in map("{}.png".format, range(count)):
+            for kind, ids in (
+                ("images", rng.integers(0, 2, (400, 400), np.uint8)),
+                ("labels", np.zeros((400, 400), np.uint8)),
+            ):
+                path = source / kind / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image = Image.fromarray(ids)
+                if kind == "images":
+                    image.putpalette(rng.bytes(6))
+                image.save(path)
+    (source / "classes.txt").write_text("background\n")
+    data = small_disk(512)
+    with pytest.raises(SourceError, match="the disk is full; nothing was prepared"):
+        prepare("folder", str(source), data)
+    with pytest.raises(FileNotFoundError, match="is not prepared"):
+        input_pipeline.open_dataset("folder", data)
+    # The first split was whole, so there is room for it and no need to read it again.
+    assert {path.name for path in pathlib.Path(data, "folder").iterdir()} == {
+        "unfinished-1.0.0"
+    }
+    small_disk(4096)
+    count_reads.names.clear()
+    done = prepare("folder", str(source), data)
+    assert len(count_reads.names) == 8
+    at_once = prepare("folder", str(source), str(tmp_path / "elsewhere"))
+    assert records(done.data_dir) == records(at_once.data_dir)
 
 
 def test_file_system_without_links(source, data, monkeypatch):

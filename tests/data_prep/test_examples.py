@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from data_prep import archives, examples
@@ -285,6 +286,16 @@ def test_animated_label_gives_its_first_picture(label_file):
     path = label_file(np.uint8([[0]]))
     first.save(path, save_all=True, append_images=[second])
     np.testing.assert_array_equal(read_label(path, 3), np.ones((2, 3)))
+
+
+def test_animated_images_are_decoded_to_their_first_picture(tmp_path):
+    path = tmp_path / "image.png"
+    first, second = (Image.new("RGB", (7, 5), colour) for colour in ("red", "blue"))
+    first.save(path, save_all=True, append_images=[second])
+    encoded, size = read_image(path)
+    decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    assert size == (5, 7)
+    np.testing.assert_array_equal(decoded, np.asarray(first))
 
 
 def test_text_that_is_not_utf_8(tmp_path):

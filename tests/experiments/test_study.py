@@ -50,6 +50,23 @@ def test_flags_of_the_train_program_are_passed_on(settings):
     assert settings("--preset=smoke", "--seeds=2").flags == ("--preset=smoke",)
 
 
+def test_a_flag_that_one_backbone_reads_needs_this_backbone(settings):
+    head, dropout = "--head_norm=none", "--dropout=0.2"
+    assert head in settings("--arms=resnet50", head).flags
+    assert {head, dropout} <= set(settings(head, dropout).flags)
+    for backbone, flag, why in (
+        ("resnet50", dropout, "resnet50_g has no dropout"),
+        ("vgg16", head, "vgg16_g has no ASPP head"),
+    ):
+        with pytest.raises(ValueError, match=f"does nothing here: arm={why}"):
+            settings(f"--arms={backbone}", flag)
+    with pytest.raises(ValueError, match="does nothing here: .*sets lambda; leave"):
+        settings("--lambda_adv=0.01")
+    for names in ("vgg19", ""):
+        with pytest.raises(ValueError, match=f"arms={names}: "):
+            settings(f"--arms={names}")
+
+
 def test_what_the_study_chooses_itself_is_refused(settings):
     for flag in ("--arm=vgg16", "--seed=3", "--init_generator=X", "--placebo=entropy"):
         with pytest.raises(ValueError, match="the study chooses it itself"):
