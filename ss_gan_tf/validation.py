@@ -70,7 +70,7 @@ class Validation:
             self.data, self.config.val_split, limit=self.config.panels
         )
         for number, example in enumerate(examples.as_numpy_iterator()):
-            probs = self._predictor(example["image"][np.newaxis])
+            probs = self._predictor.probabilities(example["image"][np.newaxis])
             pictures[f"panel/{number}"] = summaries.validation_panel(
                 example,
                 probs[0].argmax(-1),

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "checkpoints": {
         "backbones", "config", "generator", "messages", "states", "strict_json",
     },
-    "evaluate": {"inference", "measures", "per_image"},
+    "evaluate": {"inference", "measures", "overlap", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "messages", "strict_json", "visualize"},
     "submission": {"datasets"},
@@ -95,6 +95,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "onnx_export": set(),
     "optimizers": set(),
+    "overlap": set(),
     "micro_batches": set(),
     "per_image": set(),
     "profiling": set(),
