@@ -45,6 +45,7 @@ def evaluate(
     on_prediction: Callable[[str, np.ndarray], None] | None = None,
     full: bool = False,
     on_counts: Callable[[PerImage], None] | None = None,
+    devices: Sequence[Callable] = (contextlib.nullcontext,),
     join: Callable[[Parts], Parts] = iter,
 ) -> dict[str, Any]:
     """Eq. 8 over all examples, each counted once at its own size.
@@ -72,6 +73,7 @@ def evaluate(
             after the other in the order in which they were predicted.
         full: with boundary metrics, granulation and calibration.
         on_counts: called once, with the counts of every image.
+        devices: as for `make_predictor`, where no predictor is handed in.
         join: given the counts of these examples part by part, those of all workers'
             examples; see `workers.Workers.join`.
 
@@ -92,6 +94,7 @@ def evaluate(
         overlap=overlap,
         scales=scales,
         flip=flip,
+        devices=devices,
     )
 
     def predict_and_count(batch):

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 MIN_SIZE = 32  # pixels; the generators' least height and width
+WINDOW_BATCH = 2  # windows in one forward pass
 
 Probabilities = Callable[[np.ndarray], np.ndarray]  # [B,H,W,3] -> [B,H,W,C]
 
@@ -88,7 +89,7 @@ def make_predictor(
     overlap: float = 1 / 3,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    window_batch: int = 2,
+    window_batch: int = WINDOW_BATCH,
     devices: Sequence[Callable] = (contextlib.nullcontext,),
 ) -> Predictor:
     """Inference on batches of images of any size, traced once for all sizes.

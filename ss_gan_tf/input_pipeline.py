@@ -260,7 +260,11 @@ def to_model(
 
 
 def eval_examples(
-    prepared: PreparedDataset, split: str, *, limit: int | None = None
+    prepared: PreparedDataset,
+    split: str,
+    *,
+    limit: int | None = None,
+    worker: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Every example once, in stored order, as stored.
 
@@ -268,6 +272,7 @@ def eval_examples(
         prepared: The data set.
         split: Its split.
         limit: Stop after this many examples; None for all.
+        worker: (k, n) leaves the k-th of n workers the examples k, k + n, ...
 
     Returns:
         {"image": [H, W, 3] uint8 RGB, "label": [H, W] int32, "name": string},
@@ -287,7 +292,7 @@ def eval_examples(
         return {"image": image, "label": tf.cast(label, tf.int32), "name": name}
 
     return (
-        tf.data.Dataset.range(count)
+        tf.data.Dataset.range(worker[0], count, worker[1])
         .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -38,6 +38,7 @@ from ss_gan_tf.per_image import write_per_image
 from ss_gan_tf.profiling import ProfileWindow
 from ss_gan_tf.run_state import RunState
 from ss_gan_tf.validation import Validation
+from ss_gan_tf.workers import Workers
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def train(
         progress: called after every step with (stage, steps done, steps in all,
             newest logged scalars).
         stop: asked between steps, and between images while validating, whether to save
-            and stop.
+            and stop; of several workers all stop when one is asked to.
         make_stages: in place of `stages.make_stages`, for experiments with the steps.
 
     Returns:
@@ -92,9 +93,13 @@ def train(
     )
     folder = replicas.own_folder(strategy, workdir)
     with lock.alone_in(folder):
-        metrics = _train(
-            config, data_dir, folder, progress, stop, make_stages, strategy
-        )
+        try:
+            metrics = _train(
+                config, data_dir, folder, progress, stop, make_stages, strategy
+            )
+        except Stopped:
+            replicas.leave(strategy, folder)  # all of them stop here
+            raise
         replicas.leave(strategy, folder)
     return metrics
 
@@ -157,11 +162,11 @@ class _Training:
         self.can_go_back = weakening is not None
         with strategy.scope():
             self.plan = make_stages(config, networks, data.ignore_label, weakening)
-        self.worker = replicas.worker(strategy)
+        self.workers = Workers(strategy)
         self.state = RunState(
             workdir, networks, self.plan, self.guard, weakening, config.keep_checkpoints
         )
-        self.validation = Validation(config, data, networks)
+        self.validation = Validation(config, data, networks, strategy)
         self.profile = ProfileWindow(workdir, config.profile_steps)
 
     def restore(self) -> int:
@@ -176,7 +181,7 @@ class _Training:
         return 0
 
     def _stop_if_asked(self, stage, step, is_saved=False):
-        if self.stop and self.stop():
+        if self.stop and self.workers.any(self.stop()):
             if not is_saved:
                 self.state.save(stage, step)
             raise Stopped(
@@ -280,7 +285,7 @@ class _Training:
             seed=stages.stage_seed(config.seed, stage.name),
             first_example=first * config.batch_size,
             num_examples=(stage.num_steps - first) * config.batch_size,
-            worker=self.worker,
+            worker=(self.workers.number, self.workers.count),
         )
 
     def _log(self, stage, step, values):
