@@ -99,12 +99,14 @@ def evaluate(
 
     def predict_and_count(batch):
         pixels = np.stack([example["image"] for example in batch])
+        preds, confidences = predictor.predict(pixels, full)
         collector, predicted = Collector(), []
-        for example, *prediction in zip(batch, *predictor.predict(pixels), strict=True):
+        for index, example in enumerate(batch):
             name = example["name"].decode(errors="replace")
-            counted = name, example["label"], *prediction
+            confidence = confidences[index] if full else None
+            counted = name, example["label"], preds[index], confidence
             collector.add(name, _count(*counted, num_classes, ignore_label, full))
-            predicted.append((name, prediction[0]))
+            predicted.append((name, preds[index]))
         return collector.result(class_names), predicted
 
     def own_parts(results):

@@ -24,16 +24,16 @@ Probabilities = Callable[[np.ndarray], np.ndarray]  # [B,H,W,3] -> [B,H,W,C]
 
 
 class Prediction(NamedTuple):
-    """All that is counted of a network's output: a byte and a float for each pixel.
+    """All that is counted of a network's output: a byte, maybe a float, for each pixel.
 
     Attributes:
         class_ids: [B, H, W] the most probable class, the first of several; uint8 up to
             256 classes, int32 beyond.
-        confidence: [B, H, W] float32, its probability.
+        confidence: [B, H, W] float32, its probability; None where nobody asked for it.
     """
 
     class_ids: np.ndarray
-    confidence: np.ndarray
+    confidence: np.ndarray | None
 
 
 class Predictor(NamedTuple):
@@ -44,12 +44,13 @@ class Predictor(NamedTuple):
 
     Attributes:
         probabilities: images uint8 [B, H, W, 3] -> float32 [B, H, W, C].
-        predict: images uint8 [B, H, W, 3] -> Prediction.
+        predict: (images uint8 [B, H, W, 3], whether confidence is asked for) ->
+            Prediction.
         num_devices: forward passes that can be done at once.
     """
 
     probabilities: Probabilities
-    predict: Callable[[np.ndarray], Prediction]
+    predict: Callable[[np.ndarray, bool], Prediction]
     num_devices: int = 1
 
 
@@ -148,10 +149,10 @@ def make_predictor(
     def whole(images):
         return run(images)[0].numpy()
 
-    def whole_prediction(images):
+    def whole_prediction(images, with_confidence):
         # Chosen by the device: probabilities take 4 C bytes a pixel and stay there.
         _, ids, confidence = run(images)
-        return Prediction(ids.numpy(), confidence.numpy())
+        return Prediction(ids.numpy(), confidence.numpy() if with_confidence else None)
 
     def sliding(images):
         bands = sliding_bands(whole, images[0], window, overlap, window_batch)
@@ -169,10 +170,10 @@ def make_predictor(
 
     views = whole_views if mode == "whole" else sliding_views
 
-    def views_prediction(images):
+    def views_prediction(images, with_confidence):
         probs = views(images)
         ids = probs.argmax(axis=-1).astype(id_type.as_numpy_dtype)
-        return Prediction(ids, probs.max(axis=-1))
+        return Prediction(ids, probs.max(axis=-1) if with_confidence else None)
 
     plain = mode == "whole" and tuple(scales) == (1.0,) and not flip
     predict = whole_prediction if plain else views_prediction

@@ -38,7 +38,7 @@ _COLUMNS = (
 def count(
     label: np.ndarray,
     pred: np.ndarray,
-    confidence: np.ndarray,
+    confidence: np.ndarray | None,
     num_classes: int,
     ignore_label: int,
     *,
@@ -49,7 +49,7 @@ def count(
     Args:
         label: [H, W] int ids or `ignore_label`.
         pred: [H, W] int ids.
-        confidence: [H, W] float, the probability of `pred`.
+        confidence: [H, W] float, the probability of `pred`; only full counts need it.
         num_classes: C.
         ignore_label: id of the pixels that are left out.
         full: with those of `boundary`, `granulation` and `calibration`.

@@ -47,7 +47,7 @@ def draw_panels(
     for caption, run in runs.items():
         predict = _predictor(run).predict
         for name, example in examples.items():
-            pred = predict(example["image"][np.newaxis]).class_ids[0]
+            pred = predict(example["image"][np.newaxis], False).class_ids[0]
             label = example["label"]
             wrong = np.mean((label != pred)[label != run.ignore_label])
             panels[name] += [

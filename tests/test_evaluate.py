@@ -137,11 +137,10 @@ def test_batches_hold_one_size_and_wait_in_bounded_memory():
 def test_progress_counts_images_and_a_predictor_is_reused():
     counts, calls = [], []
 
-    def predict(images):
+    def predict(images, with_confidence):
+        assert not with_confidence
         calls.append(len(images))
-        return inference.Prediction(
-            np.zeros(images.shape[:3], np.uint8), np.ones(images.shape[:3], np.float32)
-        )
+        return inference.Prediction(np.zeros(images.shape[:3], np.uint8), None)
 
     evaluate.evaluate(
         None,
@@ -257,10 +256,9 @@ def test_the_next_prediction_begins_before_the_last_one_is_counted(monkeypatch):
     begun.append(begun[0])  # nothing comes after the last one
     counted, count = [], measures.count
 
-    def predict(images):
+    def predict(images, _):
         begun[images[0, 0, 0, 0]].set()
-        shape = images.shape[:3]
-        return inference.Prediction(np.zeros(shape, np.uint8), np.ones(shape))
+        return inference.Prediction(np.zeros(images.shape[:3], np.uint8), None)
 
     def waiting_count(label, *args, **kwargs):
         number = label[0, 0]

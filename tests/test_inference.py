@@ -164,7 +164,7 @@ def test_one_trace_for_all_sizes():
     )
     for shape in ((1, 32, 32, 3), (3, 45, 60, 3), (2, 100, 33, 3)):
         predict.probabilities(np.zeros(shape, np.uint8))
-        predict.predict(np.zeros(shape, np.uint8))
+        predict.predict(np.zeros(shape, np.uint8), False)
     assert len(traces) == 1
 
 
@@ -176,25 +176,32 @@ def test_a_prediction_is_the_argmax_and_maximum_of_the_probabilities(settings):
     predict = inference.make_predictor(
         small_generator(3), num_classes=4, normalize=normalize, **settings
     )
-    probs, found = predict.probabilities(images), predict.predict(images)
+    probs, found = predict.probabilities(images), predict.predict(images, True)
     assert found.class_ids.dtype == np.uint8 and found.confidence.dtype == np.float32
     np.testing.assert_array_equal(found.class_ids, probs.argmax(axis=-1))
     np.testing.assert_array_equal(found.confidence, probs.max(axis=-1))
     assert len(np.unique(found.class_ids)) > 1
+    ids, nothing = predict.predict(images, False)
+    np.testing.assert_array_equal(ids, found.class_ids)
+    assert nothing is None
 
 
 def test_of_equally_probable_classes_the_first_is_predicted():
     generator = small_generator(1)
     generator.set_weights([np.zeros((1, 1, 3, 4)), np.array([0, 9, 0, 9])])
     predict = inference.make_predictor(generator, num_classes=4, normalize=normalize)
-    assert (predict.predict(np.zeros((1, 40, 51, 3), np.uint8)).class_ids == 1).all()
+    assert (
+        predict.predict(np.zeros((1, 40, 51, 3), np.uint8), False).class_ids == 1
+    ).all()
 
 
 def test_more_classes_than_a_byte_holds():
     generator = small_generator(1, num_classes=300)
     generator.set_weights([np.zeros((1, 1, 3, 300)), np.eye(300)[299]])
     predict = inference.make_predictor(generator, num_classes=300, normalize=normalize)
-    assert (predict.predict(np.zeros((1, 5, 6, 3), np.uint8)).class_ids == 299).all()
+    assert (
+        predict.predict(np.zeros((1, 5, 6, 3), np.uint8), False).class_ids == 299
+    ).all()
 
 
 def test_each_device_does_one_pass_at_a_time():
@@ -220,7 +227,7 @@ def test_each_device_does_one_pass_at_a_time():
     assert predict.num_devices == 2
     images = np.zeros((1, 40, 50, 3), np.uint8)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        passes = [pool.submit(predict.predict, images) for _ in range(12)]
+        passes = [pool.submit(predict.predict, images, True) for _ in range(12)]
         results = [one.result() for one in passes]
     assert len(most) == 12 and max(most) == 2 and not inside
     for result in results[1:]:

@@ -44,8 +44,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
 
     Returns:
         "settings", and "rows" with seconds of "evaluate" and "network" for all images,
-        images_per_second, busy (network over evaluate, medians) and peak_memory of a
-        process that does this evaluation alone, bytes.
+        images_per_second, busy (network over evaluate, medians) and peak_memory of the
+        process, which is the row's own, bytes.
 
     Raises:
         OSError: the files cannot be written.
@@ -85,15 +85,12 @@ def draw(root: pathlib.Path) -> str:
 
 
 def _measure(settings, data_dir, repeats):
-    """One row: evaluation and network in turns, and the memory of the former."""
+    """One row: evaluation and network in turns, in a process of their own."""
     spec = settings | {"data_dir": data_dir}
-    builder = f"{__name__}:build"
-    with workers.Worker(builder, spec) as worker:
+    with workers.Worker(f"{__name__}:build", spec) as worker:
         variants = {name: lambda name=name: worker.call(name) for name in worker.names}
         seconds = timing.interleave(variants, repeats)
-    with workers.Worker(builder, spec) as alone:
-        alone.call("evaluate")
-        peak_memory = alone.peak_memory()
+        peak_memory = worker.peak_memory()
     spreads = {name: timing.spread(times) for name, times in seconds.items()}
     median = spreads["evaluate"]["median"]
     return {
@@ -171,7 +168,7 @@ def build(settings: dict[str, Any]) -> dict[str, Callable]:
 
     def network_alone():
         for batch in batches:
-            network.predict(batch)
+            network.predict(batch, settings["metrics"] == "full")
 
     return {"evaluate": evaluate_split, "network": network_alone}
 
