@@ -123,6 +123,36 @@ def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all_where_they_are(tiny_data, tmp_path):
+    """Nearly all of this run is validation of 12 images, shared by the two."""
+    shared, copies = tmp_path / "shared", tmp_path / "copies"
+    copies.mkdir()
+    validating = "--val_split=train", "--eval_limit=0", "--eval_every=1"
+    arguments = train_arguments(
+        tiny_data,
+        shared,
+        *validating,
+        "--phase1_steps=4000",
+        "--distribute=multi_worker",
+    )
+    group = [
+        start("experiments.train", *arguments, TF_CONFIG=text, TMPDIR=str(copies))
+        for text in cluster(2)
+    ]
+    while not (shared / "checkpoints" / "state-1.index").exists():
+        assert all(process.poll() is None for process in group)
+        time.sleep(0.1)
+    group[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=600)[0] for process in group]
+    assert [process.returncode for process in group] == [143, 143], outputs
+    first, second = (output.splitlines()[-1] for output in outputs)
+    assert first == second and first.startswith("stopped at phase1 step ")
+    step = int(first.split("step ")[1].split()[0])
+    assert (shared / "checkpoints" / f"state-{step}.index").exists()
+    assert not list(copies.glob("ss_gan_tf-*"))
+
+
 # --- What is refused ---------------------------------------------------------
 
 
