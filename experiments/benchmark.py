@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 # value of --what -> its module
 MODULES = {
     what: importlib.import_module(f"experiments.benchmarks.{what}")
-    for what in ("input", "step", "inference")
+    for what in ("input", "step", "inference", "evaluate")
 }
 
 

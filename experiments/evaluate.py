@@ -23,7 +23,7 @@ from absl import app, flags
 
 from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import Progress, show_own_messages
-from ss_gan_tf import checkpoints, input_pipeline, submission
+from ss_gan_tf import checkpoints, input_pipeline, replicas, submission
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.measures import METRICS, format_table
@@ -56,6 +56,9 @@ def define_flags():
         "Default: the run's own; full adds outlines, "
         "granulation, large areas and calibration.",
     )
+    flags.DEFINE_enum(
+        "distribute", "none", ["none", "mirrored"], "Images to all GPUs, or to one."
+    )
     flags.DEFINE_integer("batch_size", 1, "Images of one size at once.", lower_bound=1)
     flags.DEFINE_string("submission", None, "Gets PNGs for the benchmark's server.")
     flags.DEFINE_integer("limit", 0, "First images only; 0 is all.", lower_bound=0)
@@ -75,6 +78,7 @@ def evaluate_run(
     batch_size: int = 1,
     limit: int = 0,
     submission_dir: str | None = None,
+    distribute: str = "none",
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Evaluates and writes metrics.json and per_image.npz.
@@ -93,6 +97,7 @@ def evaluate_run(
         limit: first images only; 0 is all.
         submission_dir: gets the predictions for the benchmark's server; None writes
             none.
+        distribute: "none", or "mirrored": the images are shared out to all GPUs.
         progress: called with the number of images done and of all images.
 
     Returns:
@@ -115,7 +120,9 @@ def evaluate_run(
     own = run.config
     scales = own.eval_scales if scales is None else tuple(scales)
     flip = own.eval_flip if flip is None else flip
-    generator, info = checkpoints.load_generator(run, checkpoint)
+    strategy = replicas.make_strategy(distribute)
+    with strategy.scope():
+        generator, info = checkpoints.load_generator(run, checkpoint)
     write = None
     if submission_dir:
         write = submission.make_writer(
@@ -138,6 +145,7 @@ def evaluate_run(
         on_prediction=write,
         full=(metrics_kind or own.eval_metrics) == "full",
         on_counts=kept.append,
+        devices=replicas.devices(strategy),
     )
     info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
     metrics |= {
@@ -184,6 +192,7 @@ def main(argv):
             batch_size=FLAGS.batch_size,
             limit=FLAGS.limit,
             submission_dir=FLAGS.submission,
+            distribute=FLAGS.distribute,
             progress=Progress("images"),
         )
     except (OSError, ValueError) as error:

@@ -64,7 +64,8 @@ def main(argv):
         )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(128 + received[0])
+        # Nothing was received where another worker was asked to stop.
+        sys.exit(128 + (received[0] if received else signal.SIGTERM))
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {one_line(error)}")
     except tf.errors.OpError as error:  # a damaged record, no memory left

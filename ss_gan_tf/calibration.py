@@ -17,16 +17,22 @@ NUM_BINS = 15  # of equal width over [0, 1]; Guo et al. 2017 (arXiv 1706.04599)
 
 
 def count(
-    label: np.ndarray, probs: np.ndarray, ignore_label: int, num_bins: int = NUM_BINS
+    label: np.ndarray,
+    pred: np.ndarray,
+    confidence: np.ndarray,
+    num_classes: int,
+    ignore_label: int,
+    num_bins: int = NUM_BINS,
 ) -> dict[str, np.ndarray]:
     """Labelled pixels of one image by predicted class and confidence.
 
-    Confidence is the highest probability; bin b holds [b / B, (b + 1) / B), the last
-    one 1 too.
+    Bin b holds [b / B, (b + 1) / B), the last one 1 too.
 
     Args:
         label: [H, W] int ids or `ignore_label`.
-        probs: [H, W, C] float, probabilities.
+        pred: [H, W] int ids.
+        confidence: [H, W] float, the highest probability, which is that of `pred`.
+        num_classes: C.
         ignore_label: id of the pixels that are left out.
         num_bins: B.
 
@@ -35,9 +41,8 @@ def count(
         "confidence_sum" (float64).
     """
     valid = label != ignore_label
-    probs, num_classes = probs[valid], probs.shape[-1]
-    pred = probs.argmax(axis=-1)
-    confidence = probs.max(axis=-1).astype(np.float64)
+    pred = pred[valid].astype(np.int64)
+    confidence = confidence[valid].astype(np.float64)
     # The mean of several views can exceed 1 by rounding.
     bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
 

@@ -1,11 +1,14 @@
 """From a generator to the numbers of Table 3: predict, count, summarize.
 
 An image is evaluated at its own size, with the probabilities that `inference` gives.
-Memory grows with the split by each image's counts alone, see `per_image`.
+While a device predicts one image, the next ones are read and those before are counted,
+by threads of their own; what comes out does not depend on them.  Memory grows with the
+split by each image's counts alone, see `per_image`.
 
 Shapes: B batch, H W pixels, C classes.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -16,9 +19,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf import measures
+from ss_gan_tf import measures, per_image
 from ss_gan_tf.inference import Predictor, make_predictor
+from ss_gan_tf.overlap import in_order
 from ss_gan_tf.per_image import Collector, PerImage
+
+Parts = Iterator[PerImage]
 
 
 def evaluate(
@@ -39,6 +45,8 @@ def evaluate(
     on_prediction: Callable[[str, np.ndarray], None] | None = None,
     full: bool = False,
     on_counts: Callable[[PerImage], None] | None = None,
+    devices: Sequence[Callable] = (contextlib.nullcontext,),
+    join: Callable[[Parts], Parts] = iter,
 ) -> dict[str, Any]:
     """Eq. 8 over all examples, each counted once at its own size.
 
@@ -61,9 +69,13 @@ def evaluate(
             where the dataset knows it.
         predictor: what `make_predictor` returned for the same generator and settings;
             handing it in again saves tracing when a run evaluates many times.
-        on_prediction: called with each image's name and class ids, [H, W] int64.
+        on_prediction: called with each image's name and class ids, [H, W] uint8, one
+            after the other in the order in which they were predicted.
         full: with boundary metrics, granulation and calibration.
         on_counts: called once, with the counts of every image.
+        devices: as for `make_predictor`, where no predictor is handed in.
+        join: given the counts of these examples part by part, those of all workers'
+            examples; see `workers.Workers.join`.
 
     Returns:
         `measures.summarize` and "num_images", "mode", "scales", "flip"; for sliding
@@ -82,24 +94,39 @@ def evaluate(
         overlap=overlap,
         scales=scales,
         flip=flip,
+        devices=devices,
     )
-    collector, total = Collector(), int(examples.cardinality())
-    total = total if total >= 0 else None
-    for batch in _same_size_batches(examples, batch_size):
-        probs = predictor(np.stack([example["image"] for example in batch]))
-        preds = probs.argmax(axis=-1)
-        for example, pred, prob in zip(batch, preds, probs, strict=True):
+
+    def predict_and_count(batch):
+        pixels = np.stack([example["image"] for example in batch])
+        preds, confidences = predictor.predict(pixels, full)
+        collector, predicted = Collector(), []
+        for index, example in enumerate(batch):
             name = example["name"].decode(errors="replace")
-            collector.add(
-                name, _count(name, example["label"], pred, prob, ignore_label, full)
-            )
-            if on_prediction:
+            confidence = confidences[index] if full else None
+            counted = name, example["label"], preds[index], confidence
+            collector.add(name, _count(*counted, num_classes, ignore_label, full))
+            predicted.append((name, preds[index]))
+        return collector.result(class_names), predicted
+
+    def own_parts(results):
+        for images, predicted in results:
+            for name, pred in predicted if on_prediction else ():
                 on_prediction(name, pred)
-        if progress:
-            progress(len(collector), total)
-    if not len(collector):
+            yield images
+
+    parts, done, total = [], 0, int(examples.cardinality())
+    batches = _same_size_batches(examples, batch_size)
+    threads = _num_threads(predictor.num_devices)
+    with contextlib.closing(in_order(predict_and_count, batches, threads)) as results:
+        for images in join(own_parts(results)):
+            parts.append(images)
+            done += len(images.names)
+            if progress:
+                progress(done, total if total >= 0 else None)
+    if not parts:
         raise ValueError("nothing to evaluate: the split holds no example")
-    images = collector.result(class_names)
+    images = per_image.join(parts)
     if on_counts:
         on_counts(images)
     setting = {"window": window, "overlap": overlap} if mode == "sliding" else {}
@@ -113,10 +140,23 @@ def evaluate(
     }
 
 
-def _count(name, label, pred, probs, ignore_label, full) -> dict[str, np.ndarray]:
-    num_classes = probs.shape[-1]
+def _num_threads(num_devices: int) -> int:
+    """For each device one that waits for it, and with cores to spare up to 3 to count.
+
+    Each holds one batch: its pixels, or with windows, scales or mirror images its
+    probabilities.
+    """
+    cores = os.cpu_count() or 1
+    return num_devices * (1 + max(1, min(3, cores // (2 * num_devices))))
+
+
+def _count(
+    name, label, pred, confidence, num_classes, ignore_label, full
+) -> dict[str, np.ndarray]:
     try:
-        return measures.count(label, pred, probs, num_classes, ignore_label, full=full)
+        return measures.count(
+            label, pred, confidence, num_classes, ignore_label, full=full
+        )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

@@ -7,16 +7,51 @@ which the paper does not do.
 Shapes: B batch, H W pixels, C classes.
 """
 
+import contextlib
 import math
+import queue
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 MIN_SIZE = 32  # pixels; the generators' least height and width
+WINDOW_BATCH = 2  # windows in one forward pass
 
-Predictor = Callable[[np.ndarray], np.ndarray]
+Probabilities = Callable[[np.ndarray], np.ndarray]  # [B,H,W,3] -> [B,H,W,C]
+
+
+class Prediction(NamedTuple):
+    """All that is counted of a network's output: a byte, maybe a float, for each pixel.
+
+    Attributes:
+        class_ids: [B, H, W] the most probable class, the first of several; uint8 up to
+            256 classes, int32 beyond.
+        confidence: [B, H, W] float32, its probability; None where nobody asked for it.
+    """
+
+    class_ids: np.ndarray
+    confidence: np.ndarray | None
+
+
+class Predictor(NamedTuple):
+    """A network as it is evaluated; threads may share it.
+
+    Each device does one forward pass at a time. What else belongs to an image is done
+    by the thread that asks, so two threads keep a device busy.
+
+    Attributes:
+        probabilities: images uint8 [B, H, W, 3] -> float32 [B, H, W, C].
+        predict: (images uint8 [B, H, W, 3], whether confidence is asked for) ->
+            Prediction.
+        num_devices: forward passes that can be done at once.
+    """
+
+    probabilities: Probabilities
+    predict: Callable[[np.ndarray, bool], Prediction]
+    num_devices: int = 1
 
 
 def make_network(
@@ -55,7 +90,8 @@ def make_predictor(
     overlap: float = 1 / 3,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    window_batch: int = 2,
+    window_batch: int = WINDOW_BATCH,
+    devices: Sequence[Callable] = (contextlib.nullcontext,),
 ) -> Predictor:
     """Inference on batches of images of any size, traced once for all sizes.
 
@@ -70,9 +106,11 @@ def make_predictor(
             its size.  The probabilities are averaged, see `average_views`.
         flip: whether each of them is seen mirrored too.
         window_batch: windows in one forward pass.
+        devices: for each device, what gives a context in which TensorFlow computes
+            there; see `replicas.devices`.
 
     Returns:
-        A function: images uint8 [B, H, W, 3] -> probabilities float32 [B, H, W, C].
+        The predictor.
 
     Raises:
         ValueError: for another mode, a window, overlap or scale that cannot be, or a
@@ -88,11 +126,33 @@ def make_predictor(
         sliding_windows(window, window, overlap)  # refuses nonsense before the work
     check_scales(scales)
     pad_to = max(window, MIN_SIZE) if mode == "sliding" else MIN_SIZE
-    signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-    network = tf.function(make_network(generator, normalize, pad_to), signature)
+    network = make_network(generator, normalize, pad_to)
+    id_type = tf.uint8 if num_classes <= 256 else tf.int32
+    free = queue.SimpleQueue()  # the devices that have nothing to do
+    for device in devices:
+        free.put(device)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    def forward(images):
+        probs = network(images)
+        ids = tf.cast(tf.argmax(probs, axis=-1), id_type)
+        return probs, ids, tf.reduce_max(probs, axis=-1)
+
+    def run(images):
+        device = free.get()
+        try:
+            with device():
+                return forward(tf.convert_to_tensor(images, tf.uint8))
+        finally:
+            free.put(device)
 
     def whole(images):
-        return network(tf.convert_to_tensor(images, tf.uint8)).numpy()
+        return run(images)[0].numpy()
+
+    def whole_prediction(images, with_confidence):
+        # Chosen by the device: probabilities take 4 C bytes a pixel and stay there.
+        _, ids, confidence = run(images)
+        return Prediction(ids.numpy(), confidence.numpy() if with_confidence else None)
 
     def sliding(images):
         bands = sliding_bands(whole, images[0], window, overlap, window_batch)
@@ -108,7 +168,16 @@ def make_predictor(
             [average_views(sliding, image, scales, flip) for image in one_by_one]
         )
 
-    return whole_views if mode == "whole" else sliding_views
+    views = whole_views if mode == "whole" else sliding_views
+
+    def views_prediction(images, with_confidence):
+        probs = views(images)
+        ids = probs.argmax(axis=-1).astype(id_type.as_numpy_dtype)
+        return Prediction(ids, probs.max(axis=-1) if with_confidence else None)
+
+    plain = mode == "whole" and tuple(scales) == (1.0,) and not flip
+    predict = whole_prediction if plain else views_prediction
+    return Predictor(views, predict, len(devices))
 
 
 def check_scales(scales: Sequence[float]):
@@ -125,7 +194,7 @@ def check_scales(scales: Sequence[float]):
 
 
 def average_views(
-    predict: Predictor, images: np.ndarray, scales: Sequence[float], flip: bool
+    predict: Probabilities, images: np.ndarray, scales: Sequence[float], flip: bool
 ) -> np.ndarray:
     """Mean probabilities over scales and mirror images, each with the same weight.
 
@@ -193,7 +262,7 @@ def sliding_windows(size: int, window: int, overlap: float) -> list[int]:
 
 
 def sliding_bands(
-    predict: Predictor,
+    predict: Probabilities,
     image: np.ndarray,
     window: int,
     overlap: float,

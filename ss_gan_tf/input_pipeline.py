@@ -267,7 +267,11 @@ def to_model(
 
 
 def eval_examples(
-    prepared: PreparedDataset, split: str, *, limit: int | None = None
+    prepared: PreparedDataset,
+    split: str,
+    *,
+    limit: int | None = None,
+    worker: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Every example once, in stored order, as stored.
 
@@ -275,6 +279,7 @@ def eval_examples(
         prepared: The data set.
         split: Its split.
         limit: Stop after this many examples; None for all.
+        worker: (k, n) leaves the k-th of n workers the examples k, k + n, ...
 
     Returns:
         {"image": [H, W, 3] uint8 RGB, "label": [H, W] int32, "name": string},
@@ -300,7 +305,7 @@ def eval_examples(
         }
 
     return (
-        tf.data.Dataset.range(count)
+        tf.data.Dataset.range(worker[0], count, worker[1])
         .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -38,7 +38,7 @@ _COLUMNS = (
 def count(
     label: np.ndarray,
     pred: np.ndarray,
-    probs: np.ndarray,
+    confidence: np.ndarray | None,
     num_classes: int,
     ignore_label: int,
     *,
@@ -49,7 +49,7 @@ def count(
     Args:
         label: [H, W] int ids or `ignore_label`.
         pred: [H, W] int ids.
-        probs: [H, W, C] float, probabilities.
+        confidence: [H, W] float, the probability of `pred`; only full counts need it.
         num_classes: C.
         ignore_label: id of the pixels that are left out.
         full: with those of `boundary`, `granulation` and `calibration`.
@@ -67,7 +67,7 @@ def count(
         "confusion": matrix,
         **boundary.count(label, pred, num_classes, ignore_label),
         **granulation.count(label, pred, num_classes, ignore_label),
-        **calibration.count(label, probs, ignore_label),
+        **calibration.count(label, pred, confidence, num_classes, ignore_label),
     }
 
 

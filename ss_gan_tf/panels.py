@@ -45,9 +45,9 @@ def draw_panels(
         for name, example in examples.items()
     }
     for caption, run in runs.items():
-        predict = _predictor(run)
+        predict = _predictor(run).predict
         for name, example in examples.items():
-            pred = predict(example["image"][np.newaxis])[0].argmax(-1)
+            pred = predict(example["image"][np.newaxis], False).class_ids[0]
             label = example["label"]
             wrong = np.mean((label != pred)[label != run.ignore_label])
             panels[name] += [

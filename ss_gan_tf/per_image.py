@@ -9,12 +9,14 @@ Shapes: N images, C classes.
 """
 
 import dataclasses
+import io
 import os
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -81,6 +83,36 @@ class Collector:
         )
 
 
+def join(parts: Sequence[PerImage]) -> PerImage:
+    """The images of several parts, at least one; the same as from one collector."""
+    names = [name for part in parts for name in part.names]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return PerImage(
+        tuple(names[index] for index in order),
+        parts[0].class_names,
+        {
+            key: np.concatenate([part.counts[key] for part in parts])[order]
+            for key in parts[0].counts
+        },
+    )
+
+
+def to_bytes(images: PerImage) -> bytes:
+    """The counts for another process, which reads them by `from_bytes`."""
+    buffer = io.BytesIO()
+    _save(np.savez, buffer, images)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> PerImage:
+    """What `to_bytes` wrote; nothing in it is executed.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return _load(io.BytesIO(data), "counts of another process")
+
+
 def write_per_image(images: PerImage, path: str):
     """Writes the counts as compressed NumPy arrays, whole or not at all.
 
@@ -91,13 +123,17 @@ def write_per_image(images: PerImage, path: str):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     partial = f"{path}.partial"
     with open(partial, "wb") as file:
-        np.savez_compressed(
-            file,
-            names=np.array(images.names, np.str_),
-            class_names=np.array(images.class_names, np.str_),
-            **images.counts,
-        )
+        _save(np.savez_compressed, file, images)
     os.replace(partial, path)
+
+
+def _save(save, file: BinaryIO, images: PerImage):
+    save(
+        file,
+        names=np.array(images.names, np.str_),
+        class_names=np.array(images.class_names, np.str_),
+        **images.counts,
+    )
 
 
 def read_per_image(path: str) -> PerImage:
@@ -113,9 +149,16 @@ def read_per_image(path: str) -> PerImage:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or its arrays do not fit each other.
     """
+    return _load(path, path)
+
+
+def _load(source: str | BinaryIO, path: str) -> PerImage:
+    """`read_per_image`; errors say `path`."""
     try:
-        _check_size(path)
-        file = np.load(path, allow_pickle=False)
+        _check_size(source)
+        if hasattr(source, "seek"):
+            source.seek(0)
+        file = np.load(source, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise ValueError("a single array")
         with file:
@@ -149,11 +192,11 @@ def read_per_image(path: str) -> PerImage:
     return PerImage(tuple(names.tolist()), tuple(class_names.tolist()), arrays)
 
 
-def _check_size(path):
+def _check_size(source):
     """Refuses what unpacks to more than is read, by its table of contents."""
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(source):
         return  # NumPy knows what else it may be
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(source) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > MAX_BYTES:
         raise ValueError(f"unpacks to {size} bytes, at most {MAX_BYTES} are read")

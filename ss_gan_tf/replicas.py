@@ -7,6 +7,7 @@ identity. A worker is a process; the chief is the worker that writes.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -68,6 +69,24 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     if resolver is None or not resolver.cluster_spec():
         return 0, 1
     return resolver.task_id, resolver.cluster_spec().num_tasks("worker")
+
+
+def devices(strategy: tf.distribute.Strategy) -> list[Callable]:
+    """For each device of this process, what gives a context that computes there.
+
+    In it a variable is read from the device's own copy. Threads may use several at
+    once.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return [contextlib.nullcontext]
+
+    @contextlib.contextmanager
+    def on(name):
+        with strategy.scope(), tf.device(name):
+            yield
+
+    names = strategy.extended.worker_devices
+    return [functools.partial(on, name) for name in names]
 
 
 def check_batch(batch_size: int, accumulate_steps: int, num_replicas: int):

@@ -37,6 +37,7 @@ from ss_gan_tf.per_image import write_per_image
 from ss_gan_tf.profiling import ProfileWindow
 from ss_gan_tf.run_state import RunState
 from ss_gan_tf.validation import Validation
+from ss_gan_tf.workers import Workers
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def train(
         progress: called after every step with (stage, steps done, steps in all,
             newest logged scalars).
         stop: asked between steps, and between images while validating, whether to save
-            and stop.
+            and stop; of several workers all stop when one is asked to.
         make_stages: in place of `stages.make_stages`, for experiments with the steps.
 
     Returns:
@@ -90,7 +91,13 @@ def train(
         config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
     )
     with replicas.own_folder(strategy, workdir) as folder:
-        return _train(config, data_dir, folder, progress, stop, make_stages, strategy)
+        try:
+            return _train(
+                config, data_dir, folder, progress, stop, make_stages, strategy
+            )
+        except Stopped as reason:  # all workers stop here, and leave together
+            stopped = reason
+    raise stopped
 
 
 def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
@@ -151,11 +158,11 @@ class _Training:
         self.can_go_back = weakening is not None
         with strategy.scope():
             self.plan = make_stages(config, networks, data.ignore_label, weakening)
-        self.worker = replicas.worker(strategy)
+        self.workers = Workers(strategy)
         self.state = RunState(
             workdir, networks, self.plan, self.guard, weakening, config.keep_checkpoints
         )
-        self.validation = Validation(config, data, networks)
+        self.validation = Validation(config, data, networks, strategy)
         self.profile = ProfileWindow(workdir, config.profile_steps)
 
     def restore(self) -> int:
@@ -170,7 +177,7 @@ class _Training:
         return 0
 
     def _stop_if_asked(self, stage, step, is_saved=False):
-        if self.stop and self.stop():
+        if self.stop and self.workers.any(self.stop()):
             if not is_saved:
                 self.state.save(stage, step)
             raise Stopped(
@@ -274,7 +281,7 @@ class _Training:
             seed=stages.stage_seed(config.seed, stage.name),
             first_example=first * config.batch_size,
             num_examples=(stage.num_steps - first) * config.batch_size,
-            worker=self.worker,
+            worker=(self.workers.number, self.workers.count),
         )
 
     def _log(self, stage, step, values):

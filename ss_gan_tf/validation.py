@@ -5,26 +5,37 @@ import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import summaries
+from ss_gan_tf import replicas, summaries
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import evaluate
 from ss_gan_tf.inference import make_predictor
 from ss_gan_tf.input_pipeline import PreparedDataset, eval_examples
 from ss_gan_tf.stages import Networks
+from ss_gan_tf.workers import Workers
 
 
 class Validation:
-    """Evaluates and draws with one predictor, which is traced once for the run.
+    """Evaluates and draws with one predictor, traced once for each device of the run.
+
+    The split is shared out among devices and workers; all workers get the same numbers.
 
     Args:
         config: the run.
         data: the prepared data set.
         networks: the run's; `evaluated` is what is validated.
+        strategy: the run's; the networks were made in its scope.
     """
 
-    def __init__(self, config: Config, data: PreparedDataset, networks: Networks):
+    def __init__(
+        self,
+        config: Config,
+        data: PreparedDataset,
+        networks: Networks,
+        strategy: tf.distribute.Strategy,
+    ):
         self.config, self.data, self.networks = config, data, networks
+        self._workers = Workers(strategy)
         self.per_image = None  # the counts of single images behind the newest metrics
         self._generator: keras.Model = networks.evaluated
         self._settings = {
@@ -38,6 +49,7 @@ class Validation:
             self._generator,
             num_classes=data.num_classes,
             normalize=normalize,
+            devices=replicas.devices(strategy),
             **self._settings,
         )
 
@@ -46,11 +58,17 @@ class Validation:
 
         Args:
             limit: images, 0 is all.
-            progress: as for `evaluate`.
+            progress: called after some images of each worker, equally often on all.
         """
+        workers = self._workers
         return evaluate(
             self._generator,
-            eval_examples(self.data, self.config.val_split, limit=limit or None),
+            eval_examples(
+                self.data,
+                self.config.val_split,
+                limit=limit or None,
+                worker=(workers.number, workers.count),
+            ),
             class_names=self.data.class_names,
             ignore_label=self.data.ignore_label,
             normalize=normalize,
@@ -58,6 +76,7 @@ class Validation:
             progress=progress,
             full=self.config.eval_metrics == "full",
             on_counts=lambda images: setattr(self, "per_image", images),
+            join=workers.join,
             **self._settings,
         )
 
@@ -70,7 +89,7 @@ class Validation:
             self.data, self.config.val_split, limit=self.config.panels
         )
         for number, example in enumerate(examples.as_numpy_iterator()):
-            probs = self._predictor(example["image"][np.newaxis])
+            probs = self._predictor.probabilities(example["image"][np.newaxis])
             pictures[f"panel/{number}"] = summaries.validation_panel(
                 example,
                 probs[0].argmax(-1),

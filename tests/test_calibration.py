@@ -8,6 +8,14 @@ from ss_gan_tf import calibration
 NAMES = ("road", "sky", "tree")
 
 
+def count(label, probs, ignore_label, **kwargs):
+    pred, confidence = probs.argmax(axis=-1), probs.max(axis=-1)
+    num_classes = probs.shape[-1]
+    return calibration.count(
+        label, pred, confidence, num_classes, ignore_label, **kwargs
+    )
+
+
 def test_expected_error_by_hand():
     # Five pixels, two bins: confidences .4 (wrong), .4 (right) | .6, .9 (right),
     # 1 (wrong).
@@ -22,7 +30,7 @@ def test_expected_error_by_hand():
         ]
     )[None]
     label = np.array([[1, 0, 1, 1, 2]])
-    counts = calibration.count(label, probs, 255, num_bins=2)
+    counts = count(label, probs, 255, num_bins=2)
     np.testing.assert_array_equal(counts["confidence_pixels"], [[2, 0], [0, 3], [0, 0]])
     np.testing.assert_array_equal(counts["confidence_right"], [[1, 0], [0, 2], [0, 0]])
     summary = calibration.summarize(counts, NAMES)
@@ -41,7 +49,7 @@ def test_errors_of_two_sides_do_not_cancel_between_bins():
     # Sure and wrong beside unsure and right: mean confidence equals accuracy, 1/2.
     probs = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])  # both sure
     label = np.array([[1], [1]])
-    counts = calibration.count(label, probs, 255, num_bins=10)
+    counts = count(label, probs, 255, num_bins=10)
     assert calibration.summarize(counts, NAMES[:2])["ece"] == pytest.approx(0.5)
 
 
@@ -64,7 +72,7 @@ def test_random_probabilities_agree_with_a_loop():
         * abs(np.mean([r for r, _ in pixels]) - np.mean([c for _, c in pixels]))
         for pixels in bins.values()
     )
-    summary = calibration.summarize(calibration.count(label, probs, 255), NAMES)
+    summary = calibration.summarize(count(label, probs, 255), NAMES)
     assert summary["ece"] == pytest.approx(expected, rel=1e-12)
 
 
@@ -72,7 +80,7 @@ def test_ignored_pixels_and_the_order_of_classes_do_not_matter():
     rng = np.random.default_rng(1)
     probs = rng.dirichlet([0.5] * 3, (9, 11))
     label = rng.choice([0, 1, 2, 255], (9, 11))
-    counts = calibration.count(label, probs, 255)
+    counts = count(label, probs, 255)
     other = np.where((label == 255)[..., None], [0.0, 0.0, 1.0], probs)
     framed = (
         np.pad(label, 2, constant_values=255),
@@ -80,24 +88,22 @@ def test_ignored_pixels_and_the_order_of_classes_do_not_matter():
     )
     new = np.array([2, 0, 1])  # class c becomes new[c]
     renamed = np.where(label == 255, 255, new[np.minimum(label, 2)])
-    again = calibration.count(renamed, probs[..., np.argsort(new)], 255)
+    again = count(renamed, probs[..., np.argsort(new)], 255)
     for name in counts:
-        changed = calibration.count(label, other, 255)[name]
+        changed = count(label, other, 255)[name]
         np.testing.assert_array_equal(counts[name], changed)
-        np.testing.assert_array_equal(
-            counts[name], calibration.count(*framed, 255)[name]
-        )
+        np.testing.assert_array_equal(counts[name], count(*framed, 255)[name])
         np.testing.assert_array_equal(counts[name], again[name][new])
 
 
 def test_a_mean_of_views_above_one_falls_into_the_last_bin():
     probs = np.full((1, 1, 1), 1 + 1e-6)
-    counts = calibration.count(np.zeros((1, 1), int), probs, 255, num_bins=4)
+    counts = count(np.zeros((1, 1), int), probs, 255, num_bins=4)
     np.testing.assert_array_equal(counts["confidence_pixels"], [[0, 0, 0, 1]])
 
 
 def test_without_a_labelled_pixel_there_is_no_figure():
-    counts = calibration.count(np.full((2, 2), 255), np.ones((2, 2, 3)) / 3, 255)
+    counts = count(np.full((2, 2), 255), np.ones((2, 2, 3)) / 3, 255)
     summary = calibration.summarize(counts, NAMES)
     assert summary["ece"] is None and summary["mean_confidence"] is None
     assert summary["per_class"]["ece"] == dict.fromkeys(NAMES)

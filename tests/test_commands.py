@@ -125,6 +125,14 @@ def test_settings_override_the_runs_own(workdir):
     )
 
 
+def test_several_devices_change_no_figure(workdir):
+    plain, path = evaluate_run(workdir, split="val", metrics_kind="full")
+    again, same_path = evaluate_run(
+        workdir, split="val", metrics_kind="full", distribute="mirrored"
+    )
+    assert again == plain and same_path == path
+
+
 def test_scales_and_flip_keep_their_own_files(workdir, data_dir):
     plain, plain_path = evaluate_run(workdir, split="val")
     assert (plain["scales"], plain["flip"]) == ([1.0], False)

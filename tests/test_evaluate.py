@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 
 import keras
 import numpy as np
@@ -65,7 +66,10 @@ def test_result_does_not_depend_on_the_batch_size(mode, views):
     predict = predictor(generator, mode=mode, window=36, **views)
     matrix = sum(
         metrics.confusion_matrix(
-            e["label"], predict(e["image"][None])[0].argmax(-1), 4, 255
+            e["label"],
+            predict.probabilities(e["image"][None])[0].argmax(-1),
+            4,
+            255,
         )
         for e in examples
     )
@@ -133,9 +137,10 @@ def test_batches_hold_one_size_and_wait_in_bounded_memory():
 def test_progress_counts_images_and_a_predictor_is_reused():
     counts, calls = [], []
 
-    def predict(images):
+    def predict(images, with_confidence):
+        assert not with_confidence
         calls.append(len(images))
-        return np.tile(np.float32([1, 0, 0, 0]), (*images.shape[:3], 1))
+        return inference.Prediction(np.zeros(images.shape[:3], np.uint8), None)
 
     evaluate.evaluate(
         None,
@@ -147,9 +152,9 @@ def test_progress_counts_images_and_a_predictor_is_reused():
         normalize=normalize,
         batch_size=2,
         progress=lambda done, total: counts.append((done, total)),
-        predictor=predict,
+        predictor=inference.Predictor(None, predict),
     )
-    assert calls == [2, 2, 1]
+    assert sorted(calls) == [1, 2, 2]  # threads ask for them
     assert counts == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -236,3 +241,131 @@ def test_full_figures_do_not_depend_on_order_and_batch():
     result, images = evaluated(examples, full=True)
     again, others = evaluated(examples[::-1], full=True, batch_size=3)
     assert again == result and others.names == images.names
+
+
+# --- Overlap -----------------------------------------------------------------
+
+
+LONG = 60  # seconds that only a wrong program waits
+
+
+def test_the_next_prediction_begins_before_the_last_one_is_counted(monkeypatch):
+    """Counting image k waits until image k + 1 is being predicted."""
+    begun = [threading.Event() for _ in range(5)]
+    begun[0].set()
+    begun.append(begun[0])  # nothing comes after the last one
+    counted, count = [], measures.count
+
+    def predict(images, _):
+        begun[images[0, 0, 0, 0]].set()
+        return inference.Prediction(np.zeros(images.shape[:3], np.uint8), None)
+
+    def waiting_count(label, *args, **kwargs):
+        number = label[0, 0]
+        assert begun[number + 1].wait(LONG), "predicting waited for counting"
+        counted.append(number)
+        return count(np.zeros_like(label), *args, **kwargs)
+
+    monkeypatch.setattr(measures, "count", waiting_count)
+    examples = random_examples([(8, 8)] * 5)
+    for number, example in enumerate(examples):
+        example["image"][:], example["label"][:] = number, number
+    heard = []
+    result = evaluate.evaluate(
+        None,
+        as_dataset(examples),
+        class_names=NAMES,
+        ignore_label=255,
+        normalize=normalize,
+        predictor=inference.Predictor(None, predict),
+        progress=lambda done, _: heard.append(done),
+    )
+    assert sorted(counted) == [0, 1, 2, 3, 4] and heard == [1, 2, 3, 4, 5]
+    assert result["confusion_matrix"][0][0] == 5 * 64
+
+
+def test_the_first_image_that_fails_is_named_and_nothing_is_begun_after_it():
+    examples = random_examples([(8, 8)] * 40)
+    for number in (3, 4, 5):
+        examples[number]["label"][:] = 9
+    taken = []
+
+    def source():
+        for number, example in enumerate(examples):
+            taken.append(number)
+            yield example
+
+    class Stream:
+        as_numpy_iterator = staticmethod(source)
+        cardinality = staticmethod(lambda: 40)
+
+    heard = []
+    with pytest.raises(ValueError, match="image3: label holds the value 9"):
+        evaluate.evaluate(
+            small_generator(1),
+            Stream(),
+            class_names=NAMES,
+            ignore_label=255,
+            normalize=normalize,
+            progress=lambda *counts: heard.append(counts),
+        )
+    assert heard == [(1, 40), (2, 40), (3, 40)]
+    assert len(taken) <= 4 + 2 * evaluate._num_threads(1)
+
+
+def test_progress_can_end_it_between_two_images():
+    class Enough(Exception):
+        pass
+
+    def progress(done, total):
+        heard.append(done)
+        if done == 2:
+            raise Enough
+
+    heard, before = [], threading.active_count()
+    with pytest.raises(Enough):
+        evaluate.evaluate(
+            small_generator(1),
+            as_dataset(random_examples([(8, 8)] * 30)),
+            class_names=NAMES,
+            ignore_label=255,
+            normalize=normalize,
+            progress=progress,
+        )
+    assert heard == [1, 2] and threading.active_count() <= before
+
+
+def test_predictions_come_in_order_and_are_those_that_were_counted():
+    examples = random_examples([(20, 30)] * 7)
+    predictions = {}
+    result, images = evaluated(examples, on_prediction=predictions.__setitem__)
+    assert list(predictions) == [f"image{k}" for k in range(7)]
+    for example, matrix in zip(examples, images.counts["confusion"], strict=True):
+        pred = predictions[example["name"].decode()]
+        assert pred.dtype == np.uint8
+        expected = metrics.confusion_matrix(example["label"], pred, 4, 255)
+        np.testing.assert_array_equal(matrix, expected)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "sliding", "window": 34}, {"flip": True}]
+)
+def test_counts_are_those_of_the_probabilities_bit_for_bit(settings):
+    """What the threads, the device's own argmax and the bytes come to."""
+    examples = random_examples([(40, 52)] * 3 + [(20, 30)] * 2)
+    _, images = evaluated(examples, full=True, **settings)
+    predict = predictor(small_generator(3), **settings)
+    for number, example in enumerate(examples):
+        (probs,) = predict.probabilities(example["image"][None])
+        label, pred = example["label"], probs.argmax(axis=-1)
+        confidence = probs.max(axis=-1)
+        expected = measures.count(label, pred, confidence, 4, 255, full=True)
+        assert expected.keys() == images.counts.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(images.counts[name][number], values)
+
+
+def test_threads_follow_devices_and_cores(monkeypatch):
+    for cores, devices, threads in ((2, 1, 2), (None, 1, 2), (16, 1, 4), (64, 8, 32)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert evaluate._num_threads(devices) == threads

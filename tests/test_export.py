@@ -89,7 +89,7 @@ def test_loads_with_tensorflow_alone(exported, tmp_path):
     out = np.load(tmp_path / "out.npz")
     probs = inference.make_predictor(
         generator, num_classes=3, normalize=backbones.normalize
-    )(images)
+    ).probabilities(images)
     assert set(out) == {"class_ids", "probabilities"}
     assert out["probabilities"].dtype == np.float32
     np.testing.assert_allclose(out["probabilities"], probs, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,8 @@
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
+import threading
 import tracemalloc
 
 import cv2
@@ -33,7 +37,7 @@ def softmax(logits):
 def predictor(generator, **kwargs):
     return inference.make_predictor(
         generator, num_classes=4, normalize=normalize, **kwargs
-    )
+    ).probabilities
 
 
 @pytest.mark.parametrize(
@@ -159,8 +163,75 @@ def test_one_trace_for_all_sizes():
         small_generator(3), num_classes=4, normalize=counting
     )
     for shape in ((1, 32, 32, 3), (3, 45, 60, 3), (2, 100, 33, 3)):
-        predict(np.zeros(shape, np.uint8))
+        predict.probabilities(np.zeros(shape, np.uint8))
+        predict.predict(np.zeros(shape, np.uint8), False)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "sliding", "window": 34}, {"scales": (0.5, 1.0)}]
+)
+def test_a_prediction_is_the_argmax_and_maximum_of_the_probabilities(settings):
+    images = np.random.default_rng(7).integers(0, 256, (2, 40, 51, 3), dtype=np.uint8)
+    predict = inference.make_predictor(
+        small_generator(3), num_classes=4, normalize=normalize, **settings
+    )
+    probs, found = predict.probabilities(images), predict.predict(images, True)
+    assert found.class_ids.dtype == np.uint8 and found.confidence.dtype == np.float32
+    np.testing.assert_array_equal(found.class_ids, probs.argmax(axis=-1))
+    np.testing.assert_array_equal(found.confidence, probs.max(axis=-1))
+    assert len(np.unique(found.class_ids)) > 1
+    ids, nothing = predict.predict(images, False)
+    np.testing.assert_array_equal(ids, found.class_ids)
+    assert nothing is None
+
+
+def test_of_equally_probable_classes_the_first_is_predicted():
+    generator = small_generator(1)
+    generator.set_weights([np.zeros((1, 1, 3, 4)), np.array([0, 9, 0, 9])])
+    predict = inference.make_predictor(generator, num_classes=4, normalize=normalize)
+    assert (
+        predict.predict(np.zeros((1, 40, 51, 3), np.uint8), False).class_ids == 1
+    ).all()
+
+
+def test_more_classes_than_a_byte_holds():
+    generator = small_generator(1, num_classes=300)
+    generator.set_weights([np.zeros((1, 1, 3, 300)), np.eye(300)[299]])
+    predict = inference.make_predictor(generator, num_classes=300, normalize=normalize)
+    assert (
+        predict.predict(np.zeros((1, 5, 6, 3), np.uint8), False).class_ids == 299
+    ).all()
+
+
+def test_each_device_does_one_pass_at_a_time():
+    """Two devices: two passes meet, and a third waits until one of them is done."""
+    meeting, inside, most = threading.Barrier(2, timeout=60), [], []
+
+    @contextlib.contextmanager
+    def device(name):
+        assert name not in inside
+        inside.append(name)
+        most.append(len(inside))
+        if not meeting.broken and len(most) <= 2:
+            meeting.wait()
+        yield
+        inside.remove(name)
+
+    predict = inference.make_predictor(
+        small_generator(1),
+        num_classes=4,
+        normalize=normalize,
+        devices=[functools.partial(device, name) for name in "ab"],
+    )
+    assert predict.num_devices == 2
+    images = np.zeros((1, 40, 50, 3), np.uint8)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        passes = [pool.submit(predict.predict, images, True) for _ in range(12)]
+        results = [one.result() for one in passes]
+    assert len(most) == 12 and max(most) == 2 and not inside
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.confidence, results[0].confidence)
 
 
 def test_settings_are_checked_before_the_work():

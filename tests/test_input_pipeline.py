@@ -334,6 +334,20 @@ def test_eval_limit(prepared, limit, count):
     assert len(input_pipeline.eval_examples(prepared, "train", limit=limit)) == count
 
 
+@pytest.mark.parametrize("limit", [None, 4, 1])
+def test_workers_share_the_eval_examples(prepared, limit):
+    def names(**worker):
+        examples = input_pipeline.eval_examples(
+            prepared, "train", limit=limit, **worker
+        )
+        return [e["name"] for e in examples.as_numpy_iterator()]
+
+    whole = names()
+    for count in (1, 2, 3, 7):  # of five images; some workers get none
+        for number in range(count):
+            assert names(worker=(number, count)) == whole[number::count]
+
+
 # --- The steps ---------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ def examples(number=5):
         label = rng.choice([0, 1, 255], (4, 5)).repeat(5, axis=0).repeat(5, axis=1)
         probs = rng.dirichlet([0.4] * 3, (4, 5)).repeat(5, axis=0).repeat(5, axis=1)
         probs = np.roll(probs, 2, axis=1)
-        yield label, probs.argmax(-1), probs.astype(np.float32)
+        probs = probs.astype(np.float32)
+        yield label, probs.argmax(-1).astype(np.uint8), probs.max(-1)
 
 
 def total(counts):
@@ -24,8 +25,8 @@ def total(counts):
 
 
 def test_basic_counts_are_the_confusion_matrix_alone():
-    label, pred, probs = next(examples())
-    counts = measures.count(label, pred, probs, 3, 255)
+    label, pred, confidence = next(examples())
+    counts = measures.count(label, pred, confidence, 3, 255)
     assert counts.keys() == {"confusion"}
     expected = metrics.confusion_matrix(label, pred, 3, 255)
     np.testing.assert_array_equal(counts["confusion"], expected)
@@ -37,9 +38,9 @@ def test_full_figures_come_from_the_sums_of_all_modules():
     summed = total(counts)
     figures = measures.summarize(summed, NAMES)
     for module, of_image in (
-        (boundary, lambda label, pred, probs: boundary.count(label, pred, 3, 255)),
+        (boundary, lambda label, pred, _: boundary.count(label, pred, 3, 255)),
         (granulation, lambda label, pred, _: granulation.count(label, pred, 3, 255)),
-        (calibration, lambda label, _, probs: calibration.count(label, probs, 255)),
+        (calibration, lambda *example: calibration.count(*example, 3, 255)),
     ):
         direct = total([of_image(*example) for example in examples()])
         assert direct.keys() <= summed.keys()
@@ -50,14 +51,14 @@ def test_full_figures_come_from_the_sums_of_all_modules():
 
 
 def test_no_two_modules_use_one_name():
-    label, pred, probs = next(examples())
+    label, pred, confidence = next(examples())
     parts = (
         boundary.count(label, pred, 3, 255),
         granulation.count(label, pred, 3, 255),
-        calibration.count(label, probs, 255),
+        calibration.count(label, pred, confidence, 3, 255),
         {"confusion": 0},
     )
-    full = measures.count(label, pred, probs, 3, 255, full=True)
+    full = measures.count(label, pred, confidence, 3, 255, full=True)
     assert sum(map(len, parts)) == len(full)
 
 
@@ -66,7 +67,7 @@ def test_the_wide_table_has_a_row_a_class_and_its_columns_are_fixed():
     nothing = measures.count(
         np.full((4, 4), 255),
         np.zeros((4, 4), int),
-        np.ones((4, 4, 3)),
+        np.ones((4, 4)),
         3,
         255,
         full=True,

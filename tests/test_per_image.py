@@ -56,6 +56,37 @@ def test_the_order_of_arrival_does_not_matter():
     np.testing.assert_array_equal(first.counts["confusion"][:, 0, 0], [1, 3, 2, 0])
 
 
+def test_parts_joined_are_those_of_one_collector():
+    names = [f"image{k}" for k in (3, 0, 4, 1, 2)]
+    whole = collected(names)
+    rng = np.random.default_rng(0)
+    parts = []
+    for name in names:
+        part, at = per_image.Collector(), whole.names.index(name)
+        part.add(name, {key: values[at] for key, values in whole.counts.items()})
+        parts.append(part.result(CLASSES))
+    for order in (range(5), rng.permutation(5)):
+        joined = per_image.join([parts[k] for k in order])
+        assert joined.names == whole.names and joined.class_names == CLASSES
+        assert joined.counts.keys() == whole.counts.keys()
+        for name, values in whole.counts.items():
+            np.testing.assert_array_equal(joined.counts[name], values)
+            assert joined.counts[name].dtype == values.dtype
+
+
+def test_counts_for_another_process():
+    images = collected()
+    data = per_image.to_bytes(images)
+    again = per_image.from_bytes(data)
+    assert (again.names, again.class_names) == (images.names, images.class_names)
+    assert again.counts.keys() == images.counts.keys()
+    for name, values in images.counts.items():
+        np.testing.assert_array_equal(again.counts[name], values)
+        assert again.counts[name].dtype == values.dtype
+    with pytest.raises(ValueError, match="counts of another process: not a file of"):
+        per_image.from_bytes(data[:-30])
+
+
 def test_the_total_is_the_sum_over_images():
     images = collected()
     total = images.total()

@@ -4,9 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -15,41 +12,7 @@ import pytest
 import tensorflow as tf
 
 from ss_gan_tf import replicas
-
-
-def start(module, *arguments, **variables):
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def cluster(num_workers):
-    """TF_CONFIG of each worker, on free ports of this machine."""
-    sockets = [socket.socket() for _ in range(num_workers)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return [
-        json.dumps(
-            {
-                "cluster": {"worker": hosts},
-                "task": {"type": "worker", "index": number},
-            }
-        )
-        for number in range(num_workers)
-    ]
-
-
-def finish(*processes):
-    outputs = [process.communicate(timeout=3600)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-3000:]
+from tests.processes import cluster, finish, start
 
 
 def results(path, kind, number=0):
@@ -202,6 +165,36 @@ def test_a_group_that_is_started_twice_leaves_the_first_ones_folders(second_work
             with own_folder():
                 pytest.fail("two at once")
         assert mine.exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all_where_they_are(tiny_data, tmp_path):
+    """Nearly all of this run is validation of 12 images, shared by the two."""
+    shared, copies = tmp_path / "shared", tmp_path / "copies"
+    copies.mkdir()
+    validating = "--val_split=train", "--eval_limit=0", "--eval_every=1"
+    arguments = train_arguments(
+        tiny_data,
+        shared,
+        *validating,
+        "--phase1_steps=4000",
+        "--distribute=multi_worker",
+    )
+    group = [
+        start("experiments.train", *arguments, TF_CONFIG=text, TMPDIR=str(copies))
+        for text in cluster(2)
+    ]
+    while not (shared / "checkpoints" / "state-1.index").exists():
+        assert all(process.poll() is None for process in group)
+        time.sleep(0.1)
+    group[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=600)[0] for process in group]
+    assert [process.returncode for process in group] == [143, 143], outputs
+    first, second = (output.splitlines()[-1] for output in outputs)
+    assert first == second and first.startswith("stopped at phase1 step ")
+    step = int(first.split("step ")[1].split()[0])
+    assert (shared / "checkpoints" / f"state-{step}.index").exists()
+    assert not list(copies.glob("ss_gan_tf-*"))
 
 
 # --- What is refused ---------------------------------------------------------

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "train": {
         "backbones", "checkpoints", "config", "evaluate", "export", "guard",
         "input_pipeline", "per_image", "preflight", "profiling", "replicas",
-        "run_state", "stages", "summaries", "validation",
+        "run_state", "stages", "summaries", "validation", "workers",
     },
     "preflight": {
         "checkpoints", "config", "config_rules", "input_pipeline", "resources",
@@ -35,8 +35,9 @@ MAY_IMPORT = {
     "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
     "validation": {
         "adversary", "backbones", "config", "evaluate", "inference", "input_pipeline",
-        "stages", "summaries",
+        "replicas", "stages", "summaries", "workers",
     },
+    "workers": {"messages", "per_image", "replicas"},
     "stages": {
         "adversary", "backbones", "checkpoints", "config", "losses", "optimizers",
         "replicas", "train_step",
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "checkpoints": {
         "backbones", "config", "generator", "messages", "states", "strict_json",
     },
-    "evaluate": {"inference", "measures", "per_image"},
+    "evaluate": {"inference", "measures", "overlap", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "messages", "strict_json", "visualize"},
     "submission": {"datasets"},
@@ -95,6 +96,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "onnx_export": set(),
     "optimizers": set(),
+    "overlap": set(),
     "micro_batches": set(),
     "per_image": {"messages"},
     "profiling": set(),

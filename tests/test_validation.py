@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ss_gan_tf import stages
 from ss_gan_tf.input_pipeline import open_dataset
@@ -16,7 +17,7 @@ def make(tiny_config, tiny_data):
         config = dataclasses.replace(tiny_config, **changes)
         data = open_dataset("synthetic", tiny_data)
         networks, _ = stages.create_networks(config, data.class_names)
-        return Validation(config, data, networks)
+        return Validation(config, data, networks, tf.distribute.get_strategy())
 
     return make
 

@@ -104,9 +104,7 @@ def measure(cases: Sequence[Case], repeats: int, folder: str) -> dict[str, Any]:
     root = pathlib.Path(folder).resolve()
     source, data = root / "source", root / "data"
     sizes = {case.name: draw_source(case, source) for case in cases}
-    classes = range(max(case.num_classes for case in cases))
-    (source / "classes.txt").write_text("".join(f"class{n}\n" for n in classes))
-    _prepare(source, data)
+    prepare(source, data, cases)
     prepared = input_pipeline.open_dataset("folder", str(data))
     rows = []
     for case in cases:
@@ -185,8 +183,19 @@ def _write(file: pathlib.Path, picture: np.ndarray):
     partial.replace(file)
 
 
-def _prepare(source: pathlib.Path, data: pathlib.Path):
-    """Runs the command that a user runs."""
+def prepare(source: pathlib.Path, data: pathlib.Path, cases: Sequence[Case]):
+    """Runs the command that a user runs, on what `draw_source` has drawn.
+
+    Args:
+        source: The drawn files.
+        data: Gets the prepared data.
+        cases: What was drawn.
+
+    Raises:
+        ValueError: The command refuses the files.
+    """
+    classes = range(max(case.num_classes for case in cases))
+    (source / "classes.txt").write_text("".join(f"class{n}\n" for n in classes))
     command = [sys.executable, "-m", "data_prep.prepare", "--dataset=folder"]
     done = subprocess.run(
         [*command, f"--source_dir={source}", f"--data_dir={data}"],

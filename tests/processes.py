@@ -1,0 +1,42 @@
+"""Programs as processes of their own, alone and as the workers of a cluster."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+
+def start(module, *arguments, **variables):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def cluster(num_workers):
+    """TF_CONFIG of each worker, on free ports of this machine."""
+    sockets = [socket.socket() for _ in range(num_workers)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return [
+        json.dumps(
+            {
+                "cluster": {"worker": hosts},
+                "task": {"type": "worker", "index": number},
+            }
+        )
+        for number in range(num_workers)
+    ]
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=3600)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]

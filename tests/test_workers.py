@@ -1,0 +1,137 @@
+"""Shares of several workers become one result; a stop or an error is everybody's."""
+
+import concurrent.futures
+import json
+import queue
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ss_gan_tf import per_image
+from ss_gan_tf.workers import Workers
+from tests.processes import cluster, finish, start
+
+CLASSES = ("sky", "road")
+LONG = 60  # seconds that only a wrong program waits
+
+
+def image(number):
+    collector = per_image.Collector()
+    collector.add(f"image{number}", {"confusion": np.full((2, 2), number)})
+    return collector.result(CLASSES)
+
+
+class Hall:
+    """Where the made-up workers meet; a thread is a process here."""
+
+    def __init__(self, count):
+        self.count = count
+        self.barrier = threading.Barrier(count, timeout=LONG)
+        self.messages = {}
+
+    def worker(self, number):
+        workers = Workers(tf.distribute.get_strategy())
+        workers.number, workers.count = number, self.count
+
+        def exchange(message):
+            self.messages[number] = message
+            self.barrier.wait()
+            answers = [self.messages[k] for k in range(self.count)]
+            self.barrier.wait()
+            return answers
+
+        workers.exchange = exchange
+        return workers
+
+    def run(self, shares):
+        """What each worker yields, as names, or the error that it ends with."""
+
+        def work(number):
+            found = []
+            try:
+                for part in self.worker(number).join(iter(shares[number])):
+                    found.append(part.names)
+            except (ValueError, OSError) as error:
+                return found, error
+            return found, None
+
+        with concurrent.futures.ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(work, range(self.count)))
+
+
+def test_rounds_hold_a_part_of_each_worker_until_all_have_ended():
+    shares = [[image(0), image(3), image(6)], [image(1), image(4)], []]
+    for found, error in Hall(3).run(shares):
+        assert error is None
+        assert found == [("image0", "image1"), ("image3", "image4"), ("image6",)]
+
+
+def test_nothing_at_all_ends_at_once():
+    assert Hall(2).run([[], []]) == [([], None), ([], None)]
+
+
+def test_an_error_ends_all_of_them_in_one_round():
+    def failing():
+        yield image(1)
+        raise OSError("the disk\nis gone")
+
+    results = Hall(3).run([[image(n) for n in range(9)], failing(), [image(2)]])
+    assert [found for found, _ in results] == [[("image0", "image1", "image2")]] * 3
+    errors = [error for _, error in results]
+    assert isinstance(errors[1], OSError) and str(errors[1]) == "the disk\nis gone"
+    for other in (errors[0], errors[2]):
+        assert isinstance(other, ValueError)
+        assert str(other) == "worker 1: the disk"
+
+
+def test_alone_nothing_is_asked():
+    workers = Workers(tf.distribute.get_strategy())
+    assert (workers.number, workers.count) == (0, 1)
+    assert workers.any(True) is True and workers.any(False) is False
+    parts = queue.SimpleQueue()
+    parts.put(image(3))
+    joined = workers.join(iter(parts.get, None))
+    assert next(joined).names == ("image3",)
+
+
+# --- Devices and processes ---------------------------------------------------
+
+
+def results(path, kind, number=0):
+    with open(f"{path}-{kind}-{number}.json") as file:
+        return json.load(file)
+
+
+def test_two_devices_evaluate_as_one(tiny_data, tmp_path):
+    path = str(tmp_path / "figures")
+    module = "tests.validation_program"
+    finish(start(module, tiny_data, path, "uneven", "none", "mirrored"))
+    one, two = results(path, "none"), results(path, "mirrored")
+    assert (one.pop("devices"), two.pop("devices")) == (1, 2)
+    assert one == two  # to the last bit: JSON holds every digit of a float
+    assert len(one["uneven"]["names"]) == one["uneven"]["metrics"]["num_images"] == 5
+    assert one["uneven"]["metrics"]["calibration"]["ece"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_stop_and_fail_together(tiny_data, tmp_path):
+    path = str(tmp_path / "figures")
+    module, tasks = "tests.validation_program", ["uneven", "one", "stop", "trouble"]
+    group = [
+        start(module, tiny_data, path, *tasks, "multi_worker", TF_CONFIG=text)
+        for text in cluster(2)
+    ]
+    finish(*group, start(module, tiny_data, path, "uneven", "one", "trouble", "none"))
+    one = results(path, "none")
+    assert "\n" in one["trouble"] and ": a broken label" in one["trouble"]
+    for number in range(2):
+        two = results(path, "multi_worker", number)
+        assert two["uneven"] == one["uneven"] and two["one"] == one["one"]
+        # Rounds of two images; the second worker wanted to stop after two of them.
+        assert two["stop"] == [2, 4]
+        # Images 1, 3, 5 are the first worker's: it heard of the other's.
+        first_line = one["trouble"].splitlines()[0]
+        expected = (f"worker 1: {first_line}", one["trouble"])[number]
+        assert two["trouble"] == expected
