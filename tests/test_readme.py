@@ -60,7 +60,7 @@ def flags_of(monkeypatch):
         with monkeypatch.context() as patch:
             for name in (
                 "bool", "enum", "flag", "float", "integer", "list", "multi_enum",
-                "string",
+                "multi_string", "string",
             ):  # fmt: skip
                 define = getattr(flags, f"DEFINE_{name}")
                 define = functools.partial(define, flag_values=values)

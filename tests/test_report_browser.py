@@ -1,36 +1,17 @@
 """The report as a reader sees it: headless Chromium, a phone's width and a desk's."""
 
-import functools
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
 
 from ss_gan_tf.report import write_report
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium of the system's own"),
-]
+pytestmark = pytest.mark.slow
 
 # Cells that the browser did not lay out, or laid out without a word.
 EMPTY_CELLS = """[...document.querySelectorAll("td, thead th:not(:first-child)")]
     .filter(cell => !cell.innerText.trim() || !cell.getClientRects().length).length"""
-
-
-@pytest.fixture
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        launch = functools.partial(playwright.chromium.launch, executable_path=CHROMIUM)
-        # The page is our own, and containers often have no user namespaces.
-        with launch(args=["--no-sandbox"]) as browser:
-            yield browser
 
 
 @pytest.fixture
