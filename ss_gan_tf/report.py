@@ -9,11 +9,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ss_gan_tf import comparison, figures, panels, results, study, summaries
+from ss_gan_tf import (
+    comparison,
+    figures,
+    panels,
+    results,
+    study,
+    summaries,
+    variants,
+)
 from ss_gan_tf.comparison import Comparison
 from ss_gan_tf.config import PRESETS, Config
 from ss_gan_tf.page import Picture, Pictures, Section, Table, Text, write_page
-from ss_gan_tf.tables import DASH, Tables
+from ss_gan_tf.tables import Tables
+from ss_gan_tf.words import DASH
 
 # Tag of TensorBoard, title, unit, value with a meaning, what it says.
 CURVES = (
@@ -84,8 +93,8 @@ def write_report(
         for name, entry in facts["runs"].items():
             path = os.path.join(study_dir, name)
             if entry.get("trained"):
-                seconds = entry.get("train_seconds")
-                found.append(comparison.read_result(path, seconds))
+                told = entry.get("train_seconds"), entry.get("variant")
+                found.append(comparison.read_result(path, *told))
     if not found:
         raise ValueError("nothing to report: no run is finished")
     compared = Comparison(found)
@@ -98,6 +107,7 @@ def write_report(
         Section(
             "Gains of the adversarial arm", [*_gain_pictures(tables), *tables.gains()]
         ),
+        *([Section("Variants", found)] if (found := variants.tables(tables)) else []),
         Section("Every run", tables.runs()),
         Section("Gain by class", tables.classes()),
         Section("Granulation and boundaries", tables.full_metrics()),
@@ -208,7 +218,7 @@ def _panels(tables: Tables, group, data_dir) -> list:
         ours.counts[tables.split], other.counts[tables.split]
     )
     shown = {
-        role.replace("_", " "): result.run
+        results.in_words(role): result.run
         for role in ("phase1", "control", "adversarial")
         if (result := tables.compared.get(group, seed, role))
     }
@@ -243,7 +253,7 @@ def _settings(tables: Tables) -> list:
             if field.name in results.unread_fields(result.config):
                 continue
             roles = places.setdefault(getattr(result.config, field.name), [])
-            name = result.role.replace("_", " ")
+            name = results.in_words(result.role)
             if len(tables.groups) > 1:
                 name = f"{tables.name(result.group)} {name}"
             roles += [name] * (name not in roles)

@@ -1,12 +1,13 @@
 """Many runs, one question: what does the adversary add?
 
 For each seed and backbone one phase 1 and, all from its weights, the control
-(lambda = 0), the adversarial phase 2 and the placebos. Every run is a process of the
-train program, so a crash takes one run with it and not the study:
+(lambda = 0), the adversarial phase 2, the placebos, and any number of variants: the
+adversarial phase 2 again with other settings of the adversary. Every run is a process
+of the train program, so a crash takes one run with it and not the study:
 
     STUDY/study.json                   settings, machine, and each run's outcome
     STUDY/logs/seedN-BACKBONE-ROLE.txt  what its programs printed, exit codes too
-    STUDY/seedN/BACKBONE/ROLE/         the run's folder
+    STUDY/seedN/BACKBONE/ROLE/         the run's folder; a variant's name is its ROLE
 
 A run that fails does not stop the study; those that need its weights are left out,
 and the next start tries them again. What has finished is never done twice.
@@ -15,6 +16,7 @@ and the next start tries them again. What has finished is never done twice.
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -35,6 +37,35 @@ RESERVED = ("arm", "seed", "init_generator", "placebo")
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """The adversarial arm with other settings, from the same phase 1.
+
+    Raises:
+        ValueError: the name is no folder's or a role's, or a setting is one that the
+            control, which it is held against, reads too.
+    """
+
+    name: str
+    flags: tuple[str, ...]  # of the train program, over the study's
+    changes: dict[str, Any]  # the same as fields of Config
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name, re.ASCII) or self.name in ROLES:
+            raise ValueError(
+                f"variant={self.name!r}: needs a name of letters, digits, '_', '-' and "
+                f"'.' that is none of {', '.join(ROLES)}"
+            )
+        allowed = {*config_rules.ADVERSARY, "guard", *config_rules.GUARD}
+        if shared := sorted(set(self.changes) - allowed):
+            raise ValueError(
+                f"variant={self.name}: may change the adversary alone, not "
+                f"{', '.join(shared)}, which the control reads too"
+            )
+        if self.changes.get("lambda_adv") == 0:
+            raise ValueError(f"variant={self.name}: lambda_adv=0 is the control")
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What a study is told.
 
@@ -48,6 +79,7 @@ class Settings:
     seeds: int = 3  # 0, 1, ...
     backbones: tuple[str, ...] = ("vgg16", "resnet50")
     placebos: bool = False
+    variants: tuple[Variant, ...] = ()
     splits: tuple[str, ...] = ("test", "val")  # that every run is evaluated on
     last_validations: int = 3  # of phase 2, whose mean is reported beside the last
     evaluate_flags: tuple[str, ...] = ()  # for the evaluate program
@@ -64,6 +96,9 @@ class Settings:
                 raise ValueError(f"arms={name}: must be vgg16, resnet50 or both")
         if not self.backbones or len(set(self.backbones)) < len(self.backbones):
             raise ValueError(f"arms={','.join(self.backbones)}: each once, please")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variant={','.join(names)}: each name once, please")
         if self.config.lambda_adv == 0:
             raise ValueError("lambda_adv=0.0: the study runs the control by itself")
 
@@ -76,6 +111,7 @@ class PlannedRun:
     role: str  # key of ROLES
     config: Config
     needs: str | None  # name of the run whose G it starts from
+    variant: Variant | None = None
 
 
 def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
@@ -86,29 +122,31 @@ def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
         workdir: STUDY.
 
     Returns:
-        For each seed and backbone: phase1, control, adversarial, placebos.
+        For each seed and backbone: phase1, control, adversarial, placebos, variants.
 
     Raises:
         ValueError: a setting fits none of the arms.
     """
     runs = []
-    roles = [role for role in ROLES if settings.placebos or role not in PLACEBOS]
+    roles = [
+        (role, None) for role in ROLES if settings.placebos or role not in PLACEBOS
+    ]
+    roles += [("adversarial", variant) for variant in settings.variants]
     for seed in range(settings.seeds):
         for backbone in settings.backbones:
             start = f"seed{seed}/{backbone}/phase1"
-            for role in roles:
+            for role, variant in roles:
                 changes: dict[str, Any] = {"arm": backbone}
                 if role != "phase1":
                     path = os.path.join(workdir, start)
                     changes = {"arm": f"{backbone}_g", "init_generator": path}
                 if role == "control":
                     changes["lambda_on"] = "generator"  # its flag is not passed on
-                config = dataclasses.replace(
-                    settings.config, seed=seed, **changes, **ROLES[role]
-                )
-                name = f"seed{seed}/{backbone}/{role}"
+                changes |= ROLES[role] | (variant.changes if variant else {})
+                config = dataclasses.replace(settings.config, seed=seed, **changes)
+                name = f"seed{seed}/{backbone}/{variant.name if variant else role}"
                 needs = None if role == "phase1" else start
-                runs.append(PlannedRun(name, role, config, needs))
+                runs.append(PlannedRun(name, role, config, needs, variant))
     return runs
 
 
@@ -126,7 +164,7 @@ def run_study(
 
     Args:
         settings: of the study; a later start may ask for more seeds, backbones,
-            placebos or splits.
+            placebos, variants or splits.
         workdir: STUDY.
         train: the command of the train program, without flags.
         evaluate: that of the evaluate program.
@@ -143,7 +181,9 @@ def run_study(
     report = report or (lambda line: None)
     study = _open(settings, workdir)
     for run in runs:
-        study["runs"].setdefault(run.name, {"role": run.role, "status": "waiting"})
+        variant = {"variant": run.variant.name} if run.variant else {}
+        waiting = {"role": run.role, **variant, "status": "waiting"}
+        study["runs"].setdefault(run.name, waiting)
     for number, run in enumerate(runs, start=1):
         entry = study["runs"][run.name]
         position = f"{number} of {len(runs)}, {run.name}"
@@ -214,7 +254,8 @@ def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
     flags += [f"--arm={run.config.arm}", f"--seed={run.config.seed}"]
     if run.needs:
         flags.append(f"--init_generator={run.config.init_generator}")
-    return flags + [f"--{name}={value}" for name, value in ROLES[run.role].items()]
+    flags += [f"--{name}={value}" for name, value in ROLES[run.role].items()]
+    return flags + [*(run.variant.flags if run.variant else ())]
 
 
 def _field(flag: str) -> str:
@@ -274,6 +315,7 @@ def _open(settings, workdir) -> dict[str, Any]:
         "seeds": settings.seeds,
         "backbones": list(settings.backbones),
         "placebos": settings.placebos,
+        "variants": {v.name: list(v.flags) for v in settings.variants},
         "splits": list(settings.splits),
         "last_validations": settings.last_validations,
         "evaluate_flags": list(settings.evaluate_flags),
@@ -295,6 +337,13 @@ def _open(settings, workdir) -> dict[str, Any]:
         for name in ("evaluate_flags", "last_validations")
         if old["settings"][name] != told[name]
     ]
+    variants = old["settings"].get("variants", {})
+    differences += [
+        f"variant {name}: {' '.join(variants[name])} there, {' '.join(flags)} now"
+        for name, flags in told["variants"].items()
+        if variants.get(name, flags) != flags
+    ]
+    told["variants"] = variants | told["variants"]  # its runs stay in the comparison
     if differences:
         raise ValueError(
             f"{workdir}: holds a study with other settings ({'; '.join(differences)}); "

@@ -51,9 +51,12 @@ MAY_IMPORT = {
     },
     "report": {
         "comparison", "config", "figures", "page", "panels", "results", "study",
-        "summaries", "tables",
+        "summaries", "tables", "variants", "words",
     },
-    "tables": {"comparison", "config", "datasets", "page", "paper", "results"},
+    "variants": {"comparison", "page", "tables", "words"},
+    "tables": {
+        "comparison", "config", "datasets", "page", "paper", "results", "words",
+    },
     "panels": {
         "backbones", "checkpoints", "inference", "input_pipeline", "visualize",
     },
@@ -105,6 +108,7 @@ MAY_IMPORT = {
     "states": set(),
     "strict_json": set(),
     "visualize": set(),
+    "words": set(),
 }  # fmt: skip
 
 # Modules of the library that the other packages may import; None allows all.  A file
@@ -261,6 +265,8 @@ def text_files():
             and (not name.startswith(".") or name in {".ci", ".github"})
         ]
         for name in names:
+            if name == ".git":  # of a linked checkout: names a folder of its own
+                continue
             path = pathlib.Path(folder, name)
             try:
                 yield path, path.read_text(encoding="utf-8")
