@@ -11,6 +11,7 @@ from typing import Any
 
 from ss_gan_tf import (
     comparison,
+    config_rules,
     figures,
     panels,
     results,
@@ -244,15 +245,19 @@ def _panels(tables: Tables, group, data_dir) -> list:
 def _settings(tables: Tables) -> list:
     """In what the runs differ, what they share, versions and machine."""
     paper_preset = Config(**PRESETS["paper"])
+    unread_there = config_rules.unused(paper_preset)
     differ, shared = [], []
     for field in dataclasses.fields(Config):
         if field.name in ("arm", "seed", "init_generator"):
             continue
         places: dict[Any, list[str]] = {}
         for result in tables.compared.runs:
+            value = getattr(result.config, field.name)
             if field.name in results.unread_fields(result.config):
-                continue
-            roles = places.setdefault(getattr(result.config, field.name), [])
+                if field.name != "lambda_adv" or not result.config.uses_adversary:
+                    continue
+                value = "by gradient ratio"  # and not the control's
+            roles = places.setdefault(value, [])
             name = results.in_words(result.role)
             if len(tables.groups) > 1:
                 name = f"{tables.name(result.group)} {name}"
@@ -262,7 +267,9 @@ def _settings(tables: Tables) -> list:
             differ.append([field.name, text])
         for value in places if len(places) == 1 else ():
             theirs = getattr(paper_preset, field.name)
-            if value != theirs:
+            if field.name in unread_there:
+                shared.append([field.name, str(value), DASH])
+            elif value != theirs:
                 shared.append([field.name, str(value), str(theirs)])
     blocks = [
         Table("In what the runs differ", ["setting", "value: runs"], differ, True),

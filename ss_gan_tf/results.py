@@ -48,7 +48,7 @@ def in_words(role: str) -> str:
 
 def unread_fields(config: Config) -> set[str]:
     """Fields of Config that a run did not read, whatever they say."""
-    unread = set(UNUSED[role_of(config)])
+    unread = {*UNUSED[role_of(config)], *config_rules.unused(config)}
     if config.is_control:
         unread -= {"lambda_adv"}  # that makes it one
     return unread if config.init_generator else unread - _PHASE1

@@ -50,8 +50,8 @@ MAY_IMPORT = {
         "bootstrap", "checkpoints", "config", "metrics", "per_image", "results",
     },
     "report": {
-        "comparison", "config", "figures", "page", "panels", "results", "study",
-        "summaries", "tables", "variants", "words",
+        "comparison", "config", "config_rules", "figures", "page", "panels",
+        "results", "study", "summaries", "tables", "variants", "words",
     },
     "variants": {"comparison", "page", "tables", "words"},
     "tables": {
