@@ -48,12 +48,13 @@ def tables(made: Tables) -> list[Table | Text]:
             for name in ("adversarial", *names)
         }
         seeds = made.compared.seeds(group)
-        header = ["", "changes", *(f"seed {seed}" for seed in seeds)]
+        header = ["variant", "mean", "standard error"]
+        header += [*(f"seed {seed}" for seed in seeds), "changes"]
         blocks.append(
             Table(
                 f"{made.name(group)}: points of mIoU on {made.val} over the control, "
                 "with 95 % intervals over images; chosen is the largest mean",
-                [*header, "mean", "standard error"],
+                header,
                 [_row(made, name, gains[name], seeds) for name in gains],
             )
         )
@@ -67,12 +68,12 @@ def _row(made, name, gains, seeds) -> list[str]:
         gain.seed: f"{signed(gain.points)} ({interval(gain.interval)})"
         for gain in gains
     }
-    row = [name, " ".join(told.get(name, ())) or DASH]
-    row += [cells.get(seed, DASH) for seed in seeds]
-    if not gains:
-        return [*row, DASH, DASH]
-    mean, error = comparison.mean_and_error([gain.points for gain in gains])
-    return [*row, signed(mean), number(error)]
+    mean, error = DASH, DASH
+    if gains:
+        found = comparison.mean_and_error([gain.points for gain in gains])
+        mean, error = signed(found[0]), number(found[1])
+    row = [name, mean, error, *(cells.get(seed, DASH) for seed in seeds)]
+    return [*row, " ".join(told.get(name, ())) or DASH]
 
 
 def _sentence(made, group, name) -> str:

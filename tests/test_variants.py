@@ -48,14 +48,14 @@ def test_the_largest_mean_of_those_with_all_seeds_is_chosen():
 def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
     made = make(adversarial=[0.8, 0.7], weak=[0.8, 0.9], strong=[0.6])
     table, sentence = variants.tables(made)
-    assert list(table.header[2:4]) == ["seed 0", "seed 1"] and "on val" in table.caption
+    assert list(table.header[3:5]) == ["seed 0", "seed 1"] and "on val" in table.caption
     rows = {row[0]: list(row[1:]) for row in table.rows}
     # 66.67 - 53.85 = 12.82 and 81.82 - 53.85 = 27.97: mean 20.40, error 7.58.
     up, more = "+12.82 (+12.82 to +12.82)", "+27.97 (+27.97 to +27.97)"
     assert rows == {
-        "adversarial": ["-", up, "+0.00 (+0.00 to +0.00)", "+6.41", "6.41"],
-        "weak": ["--gradient_ratio=0.1", up, more, "+20.40", "7.58"],
-        "strong": ["-", "-10.99 (-10.99 to -10.99)", "-", "-10.99", "-"],
+        "adversarial": ["+6.41", "6.41", up, "+0.00 (+0.00 to +0.00)", "-"],
+        "weak": ["+20.40", "7.58", up, more, "--gradient_ratio=0.1"],
+        "strong": ["-10.99", "-", "-10.99 (-10.99 to -10.99)", "-", "-"],
     }
     assert sentence.text == (
         "Chosen on val: weak. On test: A gain over the control (+20.40 points, "
