@@ -47,6 +47,12 @@ def define_flags():
         "NAME: FLAGS. The adversarial arm again with other flags of the adversary, "
         "against the same control; may be given any number of times.",
     )
+    flags.DEFINE_bool(
+        "prune",
+        False,
+        "Variants and placebos keep their figures alone, no weights, once evaluated: "
+        "for full disks. Splits cannot be added to them afterwards.",
+    )
     flags.DEFINE_list(
         "eval_splits", [], "Evaluated at the end; default: val, and test with labels."
     )
@@ -88,6 +94,7 @@ def settings_from_flags() -> study.Settings:
         backbones=tuple(FLAGS.arms),
         placebos=FLAGS.placebos,
         variants=tuple(_variant(text, config) for text in FLAGS.variant),
+        prune=FLAGS.prune,
         splits=splits,
         last_validations=FLAGS.last_validations,
         # The report's tables of outlines and granulation; training may do without.

@@ -10,7 +10,8 @@ of the train program, so a crash takes one run with it and not the study:
     STUDY/seedN/BACKBONE/ROLE/         the run's folder; a variant's name is its ROLE
 
 A run that fails does not stop the study; those that need its weights are left out,
-and the next start tries them again. What has finished is never done twice.
+and the next start tries them again. What has finished is never done twice. A study may
+be told to keep only the figures of variants and placebos, whose weights nobody needs.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +31,8 @@ from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
 
 CHECKPOINTS = ("last", "best")
+# Of a run, what holds weights.
+WEIGHTS = ("checkpoints", "best", "guard", "export")
 
 # Set by the study for each run, so nobody else may.
 RESERVED = ("arm", "seed", "init_generator", "placebo")
@@ -80,6 +84,7 @@ class Settings:
     backbones: tuple[str, ...] = ("vgg16", "resnet50")
     placebos: bool = False
     variants: tuple[Variant, ...] = ()
+    prune: bool = False  # variants and placebos lose their weights once evaluated
     splits: tuple[str, ...] = ("test", "val")  # that every run is evaluated on
     last_validations: int = 3  # of phase 2, whose mean is reported beside the last
     evaluate_flags: tuple[str, ...] = ()  # for the evaluate program
@@ -241,6 +246,11 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             entry["metrics"][key] = results.read_metrics(folder, key)
             _write(study, workdir)
     entry["status"] = "done"
+    if settings.prune and (run.variant or run.role in PLACEBOS):
+        entry["pruned"] = True
+        _write(study, workdir)
+        for name in WEIGHTS:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
 def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
@@ -268,6 +278,8 @@ def _field(flag: str) -> str:
 
 
 def _is_finished(entry, settings) -> bool:
+    if entry.get("pruned"):
+        return True  # no other split can be asked for
     wanted = {*settings.splits} | {f"{split}-best" for split in settings.splits}
     return bool(entry.get("trained")) and wanted <= set(entry["metrics"])
 

@@ -26,6 +26,9 @@ broken = os.path.join(root, "broken")
 if os.path.exists(broken) and open(broken).read() in kind + " " + flags["workdir"]:
     sys.exit(3)
 os.makedirs(flags["workdir"], exist_ok=True)
+if kind == "train":
+    for name in ("checkpoints", "best", "guard", "export"):
+        os.makedirs(os.path.join(flags["workdir"], name))
 if kind == "evaluate":
     best = "-best" if flags["checkpoint"] == "best" else ""
     folder = os.path.join(flags["workdir"], "eval", flags["split"] + best)
@@ -324,6 +327,25 @@ def test_variants_may_be_added_and_stay(bench):
     other = variant("fixed", "--epsilon=1.0", epsilon=1.0)
     with pytest.raises(ValueError, match="variant fixed: .*0.01 there, --epsilon=1.0"):
         bench.run(variants=(other,))
+
+
+def test_only_weights_that_nobody_needs_are_pruned(bench):
+    told = {"variants": (RATIO,), "placebos": True, "prune": True}
+    runs = bench.run(**told)["runs"]
+    for name, entry in runs.items():
+        kept = {path.name for path in (bench.root / "study" / name).iterdir()}
+        role = name.split("/")[-1]
+        if role in ("phase1", "control", "adversarial"):
+            assert {"checkpoints", "best", "guard", "export", "eval"} == kept
+        else:
+            assert kept == {"eval"}
+        assert entry["status"] == "done"
+    bench.calls()
+    # Another split is asked of those that can still answer.
+    runs = bench.run(**told | {"splits": ("test", "val")})["runs"]
+    assert {entry["status"] for entry in runs.values()} == {"done"}
+    names = {name.split("/")[-1] for _, name in bench.calls()}
+    assert names == {"phase1", "control", "adversarial"}
 
 
 def test_a_damaged_study_is_one_line(bench):
