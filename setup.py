@@ -24,10 +24,16 @@ CPU = [
     f"tensorflow{TENSORFLOW}; platform_system == 'Darwin'",
     f"tensorflow{TENSORFLOW}; platform_machine not in 'x86_64 AMD64'",
 ]
+# experiments.demo: Flask brings Werkzeug, whose server it starts itself.
+DEMO = ["flask>=3.1", "werkzeug>=3.1"]
 TEST = [
+    *DEMO,
     "dill>=0.3.8",  # tensorflow-datasets' own tests for builders
     "hypothesis>=6.115",
-    "playwright>=1.45",  # the report in a browser of the system's own
+    "ipykernel>=6.29",  # docs/quickstart.ipynb
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "playwright>=1.45",  # the pages in a browser of the system's own
     "pytest>=8.3",
 ]
 ONNX = [
@@ -70,6 +76,7 @@ setup(
         "cpu": CPU,
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         "test": TEST,
+        "demo": DEMO,  # experiments.demo
         "onnx": ONNX,  # experiments.export --format=onnx
         # What experiments.benchmark compares with.
         "peers": PEERS,

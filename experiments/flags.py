@@ -10,6 +10,7 @@ import re
 import sys
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -25,26 +26,30 @@ SWITCHES = ("jit_compile",)
 def define_config_flags(preset: str = "paper"):
     """Defines --preset, with its default, and a flag for every field of Config."""
     flags.DEFINE_enum("preset", preset, list(PRESETS), "Where the defaults come from.")
+    _define_fields()
+
+
+def _define_fields(**options):
+    """Defines a flag for every field of Config; options as for absl's DEFINE_...."""
     comments = _field_comments()
     for field in dataclasses.fields(Config):
         text = f"{comments.get(field.name, '')} (default {field.default!r})"
         if field.name in SWITCHES:
             parser = _SwitchParser(CHOICES[field.name])
-            flags.DEFINE_flag(
-                flags.Flag(parser, None, field.name, None, text, boolean=True)
-            )
+            switch = flags.Flag(parser, None, field.name, None, text, boolean=True)
+            flags.DEFINE_flag(switch, **options)
         elif field.name in CHOICES:
-            flags.DEFINE_enum(field.name, None, CHOICES[field.name], text)
+            flags.DEFINE_enum(field.name, None, CHOICES[field.name], text, **options)
         elif field.type is bool:
-            flags.DEFINE_bool(field.name, None, text)
+            flags.DEFINE_bool(field.name, None, text, **options)
         elif field.type is int:
-            flags.DEFINE_integer(field.name, None, text)
+            flags.DEFINE_integer(field.name, None, text, **options)
         elif field.type is float:
-            flags.DEFINE_float(field.name, None, text)
+            flags.DEFINE_float(field.name, None, text, **options)
         elif field.type is str:
-            flags.DEFINE_string(field.name, None, text)
+            flags.DEFINE_string(field.name, None, text, **options)
         else:  # a tuple of numbers
-            flags.DEFINE_list(field.name, None, text)
+            flags.DEFINE_list(field.name, None, text, **options)
 
 
 def refuse_arguments(argv: list[str]):
@@ -73,23 +78,61 @@ def config_from_flags(arms: Sequence[str] = ()) -> Config:
         ValueError: a value is out of range or contradicts another, or a flag is given
             that such a run never reads.
     """
-    values, given = dict(PRESETS[FLAGS.preset]), []
-    for field in dataclasses.fields(Config):
-        if FLAGS[field.name].present:
-            given.append(field.name)
-            value = FLAGS[field.name].value
-            if typing.get_origin(field.type) is tuple:
-                kind = typing.get_args(field.type)[0]
-                value = parse_numbers(field.name, value, kind)
-            values[field.name] = value
+    given = _given(FLAGS)
+    values = PRESETS[FLAGS.preset] | given
     configs = [Config(**values | {"arm": arm}) for arm in arms] or [Config(**values)]
+    refuse_unused(given, *configs)
+    return configs[0]
+
+
+def parse_fields(words: Sequence[str]) -> dict[str, Any]:
+    """Flags that are written down elsewhere than on the command line.
+
+    Args:
+        words: "--gradient_ratio=0.3", "--noflip"; flags of Config's fields alone.
+
+    Returns:
+        Field -> value.
+
+    Raises:
+        ValueError: a word is no such flag, or its value is none.
+    """
+    values = flags.FlagValues()
+    _define_fields(flag_values=values)
+    try:
+        rest = values(["", *words])[1:]
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}")
+    return _given(values)
+
+
+def refuse_unused(given: dict[str, Any], *configs: Config):
+    """Refuses fields that were given and that none of the runs reads.
+
+    Raises:
+        ValueError: names the first of them, and why.
+    """
     unused = [config_rules.unused(config) for config in configs]
-    for name in given:
+    for name, value in given.items():
         if all(name in reasons for reasons in unused):
             why = "; ".join(dict.fromkeys(reasons[name] for reasons in unused))
             rule = f"does nothing here: {why}; leave the flag out"
-            raise config_rules.refusal(f"--{name}", values[name], rule)
-    return configs[0]
+            raise config_rules.refusal(f"--{name}", value, rule)
+
+
+def _given(values: flags.FlagValues) -> dict[str, Any]:
+    """Field -> value, for the fields whose flags are given."""
+    given = {}
+    for field in dataclasses.fields(Config):
+        if values[field.name].present:
+            value = values[field.name].value
+            if typing.get_origin(field.type) is tuple:
+                kind = typing.get_args(field.type)[0]
+                value = parse_numbers(field.name, value, kind)
+            given[field.name] = value
+    return given
 
 
 def parse_numbers(name: str, words: Sequence[str], kind: type) -> tuple:

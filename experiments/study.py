@@ -1,22 +1,32 @@
 r"""Trains phase 1, control, adversarial arm and placebos over seeds and backbones.
 
 python -m experiments.study --dataset=camvid --data_dir=DATA --workdir=STUDY \
-    --seeds=3 --arms=vgg16,resnet50 --placebos
+    --seeds=3 --arms=vgg16,resnet50 --placebos \
+    --variant="ratio0.1: --gradient_ratio=0.1"
 
 The same command again continues where it stopped, tries failed runs again, and may ask
-for more seeds, arms or placebos. A run that fails does not stop the others; the exit
-code is then 1. Flags of the train program are passed on to every run that uses them.
+for more seeds, arms, placebos or variants. A run that fails does not stop the others;
+the exit code is then 1. Flags of the train program are passed on to every run that uses
+them. Long lists of variants stand in a file, a flag a line: --flagfile=FILE.
 """
 
 import dataclasses
 import os
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 
 import tensorflow as tf
 from absl import app, flags
 
-from experiments.flags import config_from_flags, define_config_flags, refuse_arguments
+from experiments.flags import (
+    config_from_flags,
+    define_config_flags,
+    parse_fields,
+    refuse_arguments,
+    refuse_unused,
+)
 from experiments.progress import show_own_messages
 from ss_gan_tf import input_pipeline, study
 from ss_gan_tf.config import Config
@@ -33,6 +43,18 @@ def define_flags():
     flags.DEFINE_integer("seeds", 3, "Runs the seeds 0, 1, ... of this number.")
     flags.DEFINE_list("arms", ["vgg16", "resnet50"], "Backbones.")
     flags.DEFINE_bool("placebos", False, "Both placebos too.")
+    flags.DEFINE_multi_string(
+        "variant",
+        [],
+        "NAME: FLAGS. The adversarial arm again with other flags of the adversary, "
+        "against the same control; may be given any number of times.",
+    )
+    flags.DEFINE_bool(
+        "prune",
+        False,
+        "Variants and placebos keep their figures alone, no weights, once evaluated: "
+        "for full disks. Splits cannot be added to them afterwards.",
+    )
     flags.DEFINE_list(
         "eval_splits", [], "Evaluated at the end; default: val, and test with labels."
     )
@@ -74,11 +96,36 @@ def settings_from_flags() -> study.Settings:
         seeds=FLAGS.seeds,
         backbones=backbones,
         placebos=FLAGS.placebos,
+        variants=tuple(_variant(text, config, backbones) for text in FLAGS.variant),
+        prune=FLAGS.prune,
         splits=splits,
         last_validations=FLAGS.last_validations,
         # The report's tables of outlines and granulation; training may do without.
         evaluate_flags=("--eval_metrics=full",),
     )
+
+
+def _variant(text: str, config: Config, backbones: Sequence[str]) -> study.Variant:
+    """`NAME: FLAGS` -> the variant.
+
+    Raises:
+        ValueError: a flag is none, or does nothing in such a run.
+    """
+    name, _, words = text.partition(":")
+    try:
+        given = shlex.split(words)
+        changes = parse_fields(given)
+        variant = study.Variant(name.strip(), tuple(given), changes)
+        if not changes:
+            raise ValueError("changes nothing")
+        configs = [
+            dataclasses.replace(config, arm=f"{backbone}_g", **changes)
+            for backbone in backbones
+        ]
+        refuse_unused(changes, *configs)
+    except ValueError as error:
+        raise ValueError(f"--variant={text!r}: {error}") from error
+    return variant
 
 
 def _as_given(name: str) -> str:

@@ -33,7 +33,7 @@ class Result:
 
     Attributes:
         run: what it says of itself.
-        role: a key of `results.ROLES`.
+        role: a key of `results.ROLES`, or the name of a study's variant.
         metrics: kind of evaluation ("test", "val-best") -> metrics.json.
         counts: kind -> counts of each image; only where evaluation kept them.
         train_seconds: of all its processes, where a study took the time.
@@ -60,12 +60,15 @@ class Result:
         return self.metrics.get(kind, {}).get("miou")
 
 
-def read_result(workdir: str, train_seconds: float | None = None) -> Result:
+def read_result(
+    workdir: str, train_seconds: float | None = None, variant: str | None = None
+) -> Result:
     """Reads a run and all its evaluations of whole splits.
 
     Args:
         workdir: RUN.
         train_seconds: passed on.
+        variant: of a study, whose role is its name.
 
     Raises:
         FileNotFoundError: there is no run.
@@ -84,7 +87,7 @@ def read_result(workdir: str, train_seconds: float | None = None) -> Result:
         path = os.path.join(folder, kind, "per_image.npz")
         if os.path.exists(path):
             counts[kind] = read_per_image(path)
-    role = results.role_of(run.config)
+    role = variant or results.role_of(run.config)
     return Result(run, role, found, counts, train_seconds)
 
 
@@ -132,37 +135,54 @@ class Comparison:
         """The run of a place; None where it is missing."""
         return self._places.get((*group, seed, role))
 
+    def variants(self, group: tuple[str, str]) -> list[str]:
+        """Names of a group's variants, in order of appearance."""
+        roles = dict.fromkeys(r.role for r in self.runs if r.group == group)
+        return [role for role in roles if role not in results.ROLES]
+
     def mious(self, group: tuple[str, str], role: str, kind: str) -> list[float]:
         """MIoU of a role for every seed that has one, in %."""
         found = (self.get(group, seed, role) for seed in self.seeds(group))
         values = (result.miou(kind) for result in found if result is not None)
         return [100 * value for value in values if value is not None]
 
-    def gains(self, group: tuple[str, str], against: str, kind: str) -> list["Gain"]:
-        """What the adversarial arm has over a role, for every seed that has both.
+    def gains(
+        self,
+        group: tuple[str, str],
+        against: str,
+        kind: str,
+        of: str = "adversarial",
+    ) -> list["Gain"]:
+        """What one role has over another, for every seed that has both.
 
         Args:
             group: (data set, backbone).
             against: a role.
             kind: of the evaluation.
+            of: a role, or a variant.
         """
-        gains = []
-        for seed in self.seeds(group):
-            ours = self.get(group, seed, "adversarial")
-            other = self.get(group, seed, against)
-            if ours and other and None not in (ours.miou(kind), other.miou(kind)):
-                gains.append(_gain(seed, ours, other, kind))
-        return gains
+        return [
+            _gain(ours.config.seed, ours, other, kind)
+            for ours, other in self._pairs(group, of, against)
+            if None not in (ours.miou(kind), other.miou(kind))
+        ]
 
-    def unfair(self, group: tuple[str, str], against: str) -> list[str]:
-        """Settings in which the adversarial arm and a role differ, but should not."""
+    def unfair(
+        self, group: tuple[str, str], against: str, of: str = "adversarial"
+    ) -> list[str]:
+        """Settings in which two roles differ, but should not."""
         found = []
-        for seed in self.seeds(group):
-            ours = self.get(group, seed, "adversarial")
-            other = self.get(group, seed, against)
-            if ours and other:
-                found += unfair_differences(ours.config, other.config)
+        for ours, other in self._pairs(group, of, against):
+            found += unfair_differences(ours.config, other.config)
         return list(dict.fromkeys(found))
+
+    def _pairs(self, group, of, against) -> list[tuple[Result, Result]]:
+        """Runs of two roles, for every seed that has both."""
+        pairs = (
+            (self.get(group, seed, of), self.get(group, seed, against))
+            for seed in self.seeds(group)
+        )
+        return [(ours, other) for ours, other in pairs if ours and other]
 
 
 def unfair_differences(first: Config, second: Config) -> list[str]:

@@ -12,7 +12,7 @@ import errno
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -216,8 +216,17 @@ def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     if not os.path.isfile(path):
         raise ValueError("not a regular file")
+    return decode_image(path, max_pixels)
+
+
+def decode_image(file: str | BinaryIO, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """`read_image` for a file that is open already, or for bytes in memory.
+
+    Raises:
+        ValueError: for everything that is wrong with them.
+    """
     try:
-        with _own_pixel_limit(), Image.open(path, formats=("JPEG", "PNG")) as image:
+        with _own_pixel_limit(), Image.open(file, formats=("JPEG", "PNG")) as image:
             if image.width * image.height > max_pixels:
                 raise ValueError(
                     f"{image.width} x {image.height} pixels are more than the limit of "

@@ -9,11 +9,21 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ss_gan_tf import comparison, figures, panels, results, study, summaries
+from ss_gan_tf import (
+    comparison,
+    config_rules,
+    figures,
+    panels,
+    results,
+    study,
+    summaries,
+    variants,
+)
 from ss_gan_tf.comparison import Comparison
 from ss_gan_tf.config import PRESETS, Config
 from ss_gan_tf.page import Picture, Pictures, Section, Table, Text, write_page
-from ss_gan_tf.tables import DASH, Tables
+from ss_gan_tf.tables import Tables
+from ss_gan_tf.words import DASH
 
 # Tag of TensorBoard, title, unit, value with a meaning, what it says.
 CURVES = (
@@ -84,8 +94,8 @@ def write_report(
         for name, entry in facts["runs"].items():
             path = os.path.join(study_dir, name)
             if entry.get("trained"):
-                seconds = entry.get("train_seconds")
-                found.append(comparison.read_result(path, seconds))
+                told = entry.get("train_seconds"), entry.get("variant")
+                found.append(comparison.read_result(path, *told))
     if not found:
         raise ValueError("nothing to report: no run is finished")
     compared = Comparison(found)
@@ -98,6 +108,7 @@ def write_report(
         Section(
             "Gains of the adversarial arm", [*_gain_pictures(tables), *tables.gains()]
         ),
+        *([Section("Variants", found)] if (found := variants.tables(tables)) else []),
         Section("Every run", tables.runs()),
         Section("Gain by class", tables.classes()),
         Section("Granulation and boundaries", tables.full_metrics()),
@@ -208,7 +219,7 @@ def _panels(tables: Tables, group, data_dir) -> list:
         ours.counts[tables.split], other.counts[tables.split]
     )
     shown = {
-        role.replace("_", " "): result.run
+        results.in_words(role): result.run
         for role in ("phase1", "control", "adversarial")
         if (result := tables.compared.get(group, seed, role))
     }
@@ -234,16 +245,20 @@ def _panels(tables: Tables, group, data_dir) -> list:
 def _settings(tables: Tables) -> list:
     """In what the runs differ, what they share, versions and machine."""
     paper_preset = Config(**PRESETS["paper"])
+    unread_there = config_rules.unused(paper_preset)
     differ, shared = [], []
     for field in dataclasses.fields(Config):
         if field.name in ("arm", "seed", "init_generator"):
             continue
         places: dict[Any, list[str]] = {}
         for result in tables.compared.runs:
+            value = getattr(result.config, field.name)
             if field.name in results.unread_fields(result.config):
-                continue
-            roles = places.setdefault(getattr(result.config, field.name), [])
-            name = result.role.replace("_", " ")
+                if field.name != "lambda_adv" or not result.config.uses_adversary:
+                    continue
+                value = "by gradient ratio"  # and not the control's
+            roles = places.setdefault(value, [])
+            name = results.in_words(result.role)
             if len(tables.groups) > 1:
                 name = f"{tables.name(result.group)} {name}"
             roles += [name] * (name not in roles)
@@ -252,7 +267,9 @@ def _settings(tables: Tables) -> list:
             differ.append([field.name, text])
         for value in places if len(places) == 1 else ():
             theirs = getattr(paper_preset, field.name)
-            if value != theirs:
+            if field.name in unread_there:
+                shared.append([field.name, str(value), DASH])
+            elif value != theirs:
                 shared.append([field.name, str(value), str(theirs)])
     blocks = [
         Table("In what the runs differ", ["setting", "value: runs"], differ, True),

@@ -40,9 +40,14 @@ def role_of(config: Config) -> str:
     return "adversarial" if config.placebo == "none" else config.placebo
 
 
+def in_words(role: str) -> str:
+    """A role as a page names it; a variant keeps its name."""
+    return role.replace("_", " ") if role in ROLES else role
+
+
 def unread_fields(config: Config) -> set[str]:
     """Fields of Config that a run did not read, whatever they say."""
-    unread = set(UNUSED[role_of(config)])
+    unread = {*UNUSED[role_of(config)], *config_rules.unused(config)}
     if config.is_control:
         unread -= {"lambda_adv"}  # that makes it one
     return unread if config.init_generator else unread - _PHASE1

@@ -1,21 +1,25 @@
 """Many runs, one question: what does the adversary add?
 
 For each seed and backbone one phase 1 and, all from its weights, the control
-(lambda = 0), the adversarial phase 2 and the placebos. Every run is a process of the
-train program, so a crash takes one run with it and not the study:
+(lambda = 0), the adversarial phase 2, the placebos, and any number of variants: the
+adversarial phase 2 again with other settings of the adversary. Every run is a process
+of the train program, so a crash takes one run with it and not the study:
 
     STUDY/study.json                   settings, machine, and each run's outcome
     STUDY/logs/seedN-BACKBONE-ROLE.txt  what its programs printed, exit codes too
-    STUDY/seedN/BACKBONE/ROLE/         the run's folder
+    STUDY/seedN/BACKBONE/ROLE/         the run's folder; a variant's name is its ROLE
 
 A run that fails does not stop the study; those that need its weights are left out,
-and the next start tries them again. What has finished is never done twice.
+and the next start tries them again. What has finished is never done twice. A study may
+be told to keep only the figures of variants and placebos, whose weights nobody needs.
 """
 
 import dataclasses
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -27,11 +31,42 @@ from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
 
 CHECKPOINTS = ("last", "best")
+# Of a run, what holds weights.
+WEIGHTS = ("checkpoints", "best", "guard", "export")
 
 # Set by the study for each run, so nobody else may.
 RESERVED = ("arm", "seed", "init_generator", "placebo")
 
 # --- What there is to do -----------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The adversarial arm with other settings, from the same phase 1.
+
+    Raises:
+        ValueError: the name is no folder's or a role's, or a setting is one that the
+            control, which it is held against, reads too.
+    """
+
+    name: str
+    flags: tuple[str, ...]  # of the train program, over the study's
+    changes: dict[str, Any]  # the same as fields of Config
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name, re.ASCII) or self.name in ROLES:
+            raise ValueError(
+                f"variant={self.name!r}: needs a name of letters, digits, '_', '-' and "
+                f"'.' that is none of {', '.join(ROLES)}"
+            )
+        allowed = {*config_rules.ADVERSARY, "guard", *config_rules.GUARD}
+        if shared := sorted(set(self.changes) - allowed):
+            raise ValueError(
+                f"variant={self.name}: may change the adversary alone, not "
+                f"{', '.join(shared)}, which the control reads too"
+            )
+        if self.changes.get("lambda_adv") == 0:
+            raise ValueError(f"variant={self.name}: lambda_adv=0 is the control")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +83,8 @@ class Settings:
     seeds: int = 3  # 0, 1, ...
     backbones: tuple[str, ...] = ("vgg16", "resnet50")
     placebos: bool = False
+    variants: tuple[Variant, ...] = ()
+    prune: bool = False  # variants and placebos lose their weights once evaluated
     splits: tuple[str, ...] = ("test", "val")  # that every run is evaluated on
     last_validations: int = 3  # of phase 2, whose mean is reported beside the last
     evaluate_flags: tuple[str, ...] = ()  # for the evaluate program
@@ -60,6 +97,9 @@ class Settings:
                 f"last_validations={self.last_validations}: must be at least 1"
             )
         check_backbones(self.backbones)
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variant={','.join(names)}: each name once, please")
         if self.config.lambda_adv == 0:
             raise ValueError("lambda_adv=0.0: the study runs the control by itself")
 
@@ -86,6 +126,7 @@ class PlannedRun:
     role: str  # key of ROLES
     config: Config
     needs: str | None  # name of the run whose G it starts from
+    variant: Variant | None = None
 
 
 def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
@@ -96,29 +137,31 @@ def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
         workdir: STUDY.
 
     Returns:
-        For each seed and backbone: phase1, control, adversarial, placebos.
+        For each seed and backbone: phase1, control, adversarial, placebos, variants.
 
     Raises:
         ValueError: a setting fits none of the arms.
     """
     runs = []
-    roles = [role for role in ROLES if settings.placebos or role not in PLACEBOS]
+    roles = [
+        (role, None) for role in ROLES if settings.placebos or role not in PLACEBOS
+    ]
+    roles += [("adversarial", variant) for variant in settings.variants]
     for seed in range(settings.seeds):
         for backbone in settings.backbones:
             start = f"seed{seed}/{backbone}/phase1"
-            for role in roles:
+            for role, variant in roles:
                 changes: dict[str, Any] = {"arm": backbone}
                 if role != "phase1":
                     path = os.path.join(workdir, start)
                     changes = {"arm": f"{backbone}_g", "init_generator": path}
                 if role == "control":
                     changes["lambda_on"] = "generator"  # its flag is not passed on
-                config = dataclasses.replace(
-                    settings.config, seed=seed, **changes, **ROLES[role]
-                )
-                name = f"seed{seed}/{backbone}/{role}"
+                changes |= ROLES[role] | (variant.changes if variant else {})
+                config = dataclasses.replace(settings.config, seed=seed, **changes)
+                name = f"seed{seed}/{backbone}/{variant.name if variant else role}"
                 needs = None if role == "phase1" else start
-                runs.append(PlannedRun(name, role, config, needs))
+                runs.append(PlannedRun(name, role, config, needs, variant))
     return runs
 
 
@@ -136,7 +179,7 @@ def run_study(
 
     Args:
         settings: of the study; a later start may ask for more seeds, backbones,
-            placebos or splits.
+            placebos, variants or splits.
         workdir: STUDY.
         train: the command of the train program, without flags.
         evaluate: that of the evaluate program.
@@ -153,7 +196,9 @@ def run_study(
     report = report or (lambda line: None)
     study = _open(settings, workdir)
     for run in runs:
-        study["runs"].setdefault(run.name, {"role": run.role, "status": "waiting"})
+        variant = {"variant": run.variant.name} if run.variant else {}
+        waiting = {"role": run.role, **variant, "status": "waiting"}
+        study["runs"].setdefault(run.name, waiting)
     for number, run in enumerate(runs, start=1):
         entry = study["runs"][run.name]
         position = f"{number} of {len(runs)}, {run.name}"
@@ -211,6 +256,11 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             entry["metrics"][key] = results.read_metrics(folder, key)
             _write(study, workdir)
     entry["status"] = "done"
+    if settings.prune and (run.variant or run.role in PLACEBOS):
+        entry["pruned"] = True
+        _write(study, workdir)
+        for name in WEIGHTS:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
 def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
@@ -224,7 +274,8 @@ def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
     flags += [f"--arm={run.config.arm}", f"--seed={run.config.seed}"]
     if run.needs:
         flags.append(f"--init_generator={run.config.init_generator}")
-    return flags + [f"--{name}={value}" for name, value in ROLES[run.role].items()]
+    flags += [f"--{name}={value}" for name, value in ROLES[run.role].items()]
+    return flags + [*(run.variant.flags if run.variant else ())]
 
 
 def _field(flag: str) -> str:
@@ -237,6 +288,8 @@ def _field(flag: str) -> str:
 
 
 def _is_finished(entry, settings) -> bool:
+    if entry.get("pruned"):
+        return True  # no other split can be asked for
     wanted = {*settings.splits} | {f"{split}-best" for split in settings.splits}
     return bool(entry.get("trained")) and wanted <= set(entry["metrics"])
 
@@ -284,6 +337,7 @@ def _open(settings, workdir) -> dict[str, Any]:
         "seeds": settings.seeds,
         "backbones": list(settings.backbones),
         "placebos": settings.placebos,
+        "variants": {v.name: list(v.flags) for v in settings.variants},
         "splits": list(settings.splits),
         "last_validations": settings.last_validations,
         "evaluate_flags": list(settings.evaluate_flags),
@@ -305,6 +359,13 @@ def _open(settings, workdir) -> dict[str, Any]:
         for name in ("evaluate_flags", "last_validations")
         if old["settings"][name] != told[name]
     ]
+    variants = old["settings"].get("variants", {})
+    differences += [
+        f"variant {name}: {' '.join(variants[name])} there, {' '.join(flags)} now"
+        for name, flags in told["variants"].items()
+        if variants.get(name, flags) != flags
+    ]
+    told["variants"] = variants | told["variants"]  # its runs stay in the comparison
     if differences:
         raise ValueError(
             f"{workdir}: holds a study with other settings ({'; '.join(differences)}); "

@@ -142,7 +142,39 @@ def read_scalars(
     Returns:
         name -> [(step, value)] by step; a name that never occurs has none.
     """
-    points: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
+    return {
+        name: [(step, float(tensor)) for step, tensor in points]
+        for name, points in _read(logdir, names).items()
+    }
+
+
+def read_pictures(
+    logdir: str, names: Sequence[str]
+) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """The pictures of a run, read again from its event files.
+
+    Args:
+        logdir: folder of the event files.
+        names: of the wanted pictures.
+
+    Returns:
+        name -> [(step, [H, W, 3] uint8 RGB)] by step; a name that never occurs has
+        none.
+    """
+    # What an event holds is width, height and a file for each picture of a batch.
+    return {
+        name: [(step, _decode(tensor[2])) for step, tensor in points]
+        for name, points in _read(logdir, names).items()
+    }
+
+
+def _decode(file: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def _read(logdir, names) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """Name -> [(step, tensor)] by step; of two at one step the newest."""
+    points: dict[str, dict[int, tuple[float, np.ndarray]]] = {n: {} for n in names}
     files = [name for name in os.listdir(logdir) if "tfevents" in name]
     for file in files:
         for event in EventFileLoader(os.path.join(logdir, file)).Load():
@@ -151,10 +183,10 @@ def read_scalars(
                     continue
                 known = points[value.tag].get(event.step)
                 if known is None or event.wall_time >= known[0]:
-                    number = float(make_ndarray(value.tensor))
-                    points[value.tag][event.step] = event.wall_time, number
+                    tensor = make_ndarray(value.tensor)
+                    points[value.tag][event.step] = event.wall_time, tensor
     return {
-        name: [(step, value) for step, (_, value) in sorted(curve.items())]
+        name: [(step, tensor) for step, (_, tensor) in sorted(curve.items())]
         for name, curve in points.items()
     }
 

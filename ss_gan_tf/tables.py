@@ -12,9 +12,9 @@ from ss_gan_tf.comparison import Comparison, Result
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.datasets import DATASETS
 from ss_gan_tf.page import Table, Text
+from ss_gan_tf.words import DASH, difference, interval, number, signed, spread
 
-DASH = "-"
-WORDS = {
+NAMES = {
     "phase1": "phase 1",
     "control": "the control",
     "adversarial": "the adversarial arm",
@@ -59,12 +59,12 @@ class Tables:
                 gains = self.compared.gains(group, role, self.split)
                 if not gains and role in results.PLACEBOS:
                     continue
-                words = WORDS[role]
-                text = comparison.conclude(gains, words)
+                name = NAMES[role]
+                text = comparison.conclude(gains, name)
                 unfair = self.compared.unfair(group, role) if role != "phase1" else ()
                 if unfair:
                     text = (
-                        f"Against {words}: not comparable, the runs differ in "
+                        f"Against {name}: not comparable, the runs differ in "
                         f"{', '.join(unfair)} too."
                     )
                 if role == "phase1" and gains:
@@ -96,16 +96,16 @@ class Tables:
                     (dataset, backbone), role, self.split
                 )
             title = self.name((dataset, None))
-            row = [f"{title}: ours", *(_spread(ours[c]) for c in columns)]
+            row = [f"{title}: ours", *(spread(ours[c]) for c in columns)]
             if not theirs:
                 rows.append(row)
                 continue
             rows += [
-                [f"{title}: paper", *(_number(theirs.get(c)) for c in columns)],
+                [f"{title}: paper", *(number(theirs.get(c)) for c in columns)],
                 row,
                 [
                     f"{title}: difference",
-                    *(_difference(ours[c], theirs.get(c)) for c in columns),
+                    *(difference(ours[c], theirs.get(c)) for c in columns),
                 ],
             ]
         caption = (
@@ -133,11 +133,11 @@ class Tables:
                 theirs = [None] * len(ours)
                 if dataset == "cityscapes":
                     theirs = [row[arm] for row in paper.TABLE4.values()]
-                    rows.append([f"{arm}: paper", *map(_number, theirs)])
-                rows.append([f"{arm}: ours", *map(_spread, ours)])
+                    rows.append([f"{arm}: paper", *map(number, theirs)])
+                rows.append([f"{arm}: ours", *map(spread, ours)])
                 if dataset == "cityscapes":
                     pairs = zip(ours, theirs, strict=True)
-                    cells = (_difference(*pair) for pair in pairs)
+                    cells = (difference(*pair) for pair in pairs)
                     rows.append([f"{arm}: difference", *cells])
             blocks.append(
                 Table(
@@ -161,12 +161,12 @@ class Tables:
                 for gain in gains:
                     rows.append(
                         [
-                            WORDS[role],
+                            NAMES[role],
                             str(gain.seed),
-                            _signed(gain.points),
-                            _interval(gain.interval),
+                            signed(gain.points),
+                            interval(gain.interval),
                             *(
-                                [_signed(g.points) for g in best if g.seed == gain.seed]
+                                [signed(g.points) for g in best if g.seed == gain.seed]
                                 or [DASH]
                             ),
                         ]
@@ -175,22 +175,22 @@ class Tables:
                     mean, error = comparison.mean_and_error([g.points for g in gains])
                     rows.append(
                         [
-                            WORDS[role],
+                            NAMES[role],
                             "mean",
-                            _signed(mean),
+                            signed(mean),
                             f"standard error {error:.2f}",
-                            _signed(statistics.fmean(g.points for g in best))
+                            signed(statistics.fmean(g.points for g in best))
                             if best
                             else DASH,
                         ]
                     )
                 if not gains:
-                    rows.append([WORDS[role], DASH, DASH, DASH, DASH])
+                    rows.append([NAMES[role], DASH, DASH, DASH, DASH])
             theirs = paper.TABLE3.get(group[0])
             if theirs:
                 claim = theirs[f"{group[1]}_g"] - theirs[group[1]]
                 rows.append(
-                    ["the paper's, over phase 1", DASH, _signed(claim)] + [DASH] * 2
+                    ["the paper's, over phase 1", DASH, signed(claim)] + [DASH] * 2
                 )
             blocks.append(
                 Table(
@@ -204,17 +204,16 @@ class Tables:
     def runs(self):
         """One row for each run: last, best, mean of the last validations."""
         count = self.facts["settings"]["last_validations"] if self.facts else 3
-        val = {r.config.val_split for r in self.compared.runs}.pop()
         kinds = [self.split, f"{self.split}-best"]
-        kinds += [kind for kind in (val, f"{val}-best") if kind not in kinds]
+        kinds += [k for k in (self.val, f"{self.val}-best") if k not in kinds]
         rows = []
         for group in self.groups:
             for seed in self.compared.seeds(group):
-                for role in results.ROLES:
+                for role in self._roles(group):
                     result = self.compared.get(group, seed, role)
                     if result is None:
                         if role not in results.PLACEBOS:
-                            name = f"{group[1]} {role.replace('_', ' ')}, seed {seed}"
+                            name = f"{group[1]} {results.in_words(role)}, seed {seed}"
                             rows.append([name, *[DASH] * (len(kinds) + 3)])
                         continue
                     rows.append(_run_row(result, kinds, count))
@@ -259,11 +258,11 @@ class Tables:
                     if None not in (ours, other)
                 ]
                 cells = [
-                    _spread([v for v in values if v is not None]) for values in pairs
+                    spread([v for v in values if v is not None]) for values in pairs
                 ]
-                spread = f"{min(gains):+.2f} to {max(gains):+.2f}" if gains else DASH
-                mean = _signed(statistics.fmean(gains)) if gains else DASH
-                rows.append([name, *cells, mean, spread])
+                reach = f"{min(gains):+.2f} to {max(gains):+.2f}" if gains else DASH
+                mean = signed(statistics.fmean(gains)) if gains else DASH
+                rows.append([name, *cells, mean, reach])
             blocks.append(
                 Table(
                     f"{self.name(group)}: IoU in % on {self.split}; gain of the "
@@ -279,7 +278,7 @@ class Tables:
         blocks = []
         for group in self.groups:
             rows = []
-            for role in results.ROLES:
+            for role in self._roles(group):
                 found = self._results(group, role)
                 if role in results.PLACEBOS and not found:
                     continue
@@ -287,8 +286,8 @@ class Tables:
                 for _, place, factor in FULL:
                     values = [_figure(r, self.split, place) for r in found]
                     values = [factor * v for v in values if v is not None]
-                    cells.append(_number(statistics.fmean(values)) if values else DASH)
-                rows.append([role.replace("_", " "), *cells])
+                    cells.append(number(statistics.fmean(values)) if values else DASH)
+                rows.append([results.in_words(role), *cells])
             blocks.append(
                 Table(
                     f"{self.name(group)}, {self.split}; mean over seeds. A dash stands "
@@ -306,6 +305,11 @@ class Tables:
         dataset, backbone = group
         name = dataset + (" (partial)" if self.is_partial(dataset) else "")
         return f"{name}, {backbone}" if backbone else name
+
+    @property
+    def val(self) -> str:
+        """The split that checkpoints and variants are chosen on."""
+        return self.compared.runs[0].config.val_split
 
     def is_partial(self, dataset: str) -> bool:
         """Whether figures are of a data set that lacks images."""
@@ -340,6 +344,10 @@ class Tables:
             return ""
         return f"The guard stepped in in the adversarial arm ({'; '.join(words)})."
 
+    def _roles(self, group) -> list[str]:
+        """Roles, then the group's variants."""
+        return [*results.ROLES, *self.compared.variants(group)]
+
     def _results(self, group, role):
         """The runs of a role, by seed."""
         found = (self.compared.get(group, s, role) for s in self.compared.seeds(group))
@@ -362,16 +370,16 @@ def _run_row(result: Result, kinds, count) -> list[str]:
     last = results.last_validations(result.run.workdir, config, count)
     steps = config.phase2_steps if config.uses_phase2 else config.phase1_steps
     hours = result.train_seconds and result.train_seconds / 3600
-    name = f"{config.backbone} {result.role.replace('_', ' ')}, seed {config.seed}"
+    name = f"{config.backbone} {results.in_words(result.role)}, seed {config.seed}"
     mious = [result.miou(kind) for kind in kinds] + [last["mean"]]
-    cells = [_number(None if value is None else 100 * value) for value in mious]
+    cells = [number(None if value is None else 100 * value) for value in mious]
     if 0 < last["count"] < count:
         cells[-1] += f" (of {last['count']})"
     if last["guard"]["ended"]:
         cells[-1] = "- (the guard ended it)"
     elif last["guard"]["ways_back"]:
         cells[-1] += " (since the guard went back)"
-    return [name, *cells, f"{steps:,}", _number(hours)]
+    return [name, *cells, f"{steps:,}", number(hours)]
 
 
 def _figure(result: Result, kind: str, place: Sequence[str]) -> float | None:
@@ -379,30 +387,3 @@ def _figure(result: Result, kind: str, place: Sequence[str]) -> float | None:
     for key in place:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _number(value: float | None) -> str:
-    return DASH if value is None else f"{value:.2f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}"
-
-
-def _interval(interval) -> str:
-    return DASH if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return DASH
-    mean = f"{statistics.fmean(values):.2f}"
-    if len(values) == 1:
-        return f"{mean} (1)"
-    return f"{mean} \N{PLUS-MINUS SIGN} {statistics.stdev(values):.2f} ({len(values)})"
-
-
-def _difference(ours: Sequence[float], theirs: float | None) -> str:
-    if not ours or theirs is None:
-        return DASH
-    return _signed(statistics.fmean(ours) - theirs)

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 # Tests start the commands as subprocesses, which inherit these.
@@ -89,6 +90,22 @@ def tiny_run(tiny_data, tiny_config, tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("run"))
     train(tiny_config, tiny_data, workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium of the system's own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("needs a Chromium of the system's own")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        # The pages are our own, and containers often have no user namespaces.
+        with playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"]
+        ) as browser:
+            yield browser
 
 
 def state_of(workdir):

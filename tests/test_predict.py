@@ -168,6 +168,8 @@ def test_every_kind_of_image_is_read(kind, tmp_path):
     path = tmp_path / f"image.{suffix}"
     save(image, path, **options)
     rgb = predict.read_image(str(path))
+    in_memory = predict.decode_image(io.BytesIO(path.read_bytes()))
+    np.testing.assert_array_equal(in_memory, rgb)
     assert rgb.dtype == np.uint8 and rgb.shape == expected.shape
     # JPEG is lossy, most of all at the edges between the areas.
     lossy = kind in ("jpeg", "cmyk")

@@ -60,7 +60,7 @@ def flags_of(monkeypatch):
         with monkeypatch.context() as patch:
             for name in (
                 "bool", "enum", "flag", "float", "integer", "list", "multi_enum",
-                "string",
+                "multi_string", "string",
             ):  # fmt: skip
                 define = getattr(flags, f"DEFINE_{name}")
                 define = functools.partial(define, flag_values=values)
@@ -107,7 +107,7 @@ def test_commands_have_the_flags_they_are_shown_with(
 
 @documents
 def test_flags_in_the_text_exist(name, flags_of):
-    known = {"logdir", "help"}  # tensorboard's; every command's
+    known = {"logdir", "help", "flagfile"}  # tensorboard's; every command's
     for module in {parameters.values[0] for parameters in COMMANDS}:
         known |= set(flags_of(module))
     used = set(re.findall(r"(?<![\w-])--(\w+)", TEXTS[name]))

@@ -15,7 +15,12 @@ def runs(fake_run):
     return [
         fake_run("p0", [0.7, 0.6], arm="vgg16"),
         fake_run("c0", [0.8, 0.7], lambda_adv=0.0),
-        fake_run("a0", [0.9, 0.7], gradient_ratio=0.25),
+        fake_run(
+            "a0",
+            [0.9, 0.7],
+            adversarial_weighting="gradient_ratio",
+            gradient_ratio=0.25,
+        ),
     ]
 
 
@@ -46,10 +51,12 @@ def test_settings_that_differ_are_those_that_were_read(runs, tmp_path):
     sections = write_report(str(tmp_path / "r"), runs=runs, draw_panels=False)
     differ, shared, versions, machine = section(sections, "Settings")
     assert list(map(list, differ.rows)) == [
-        ["lambda_adv", "0.0: control; 0.01: adversarial"],
+        ["lambda_adv", "0.0: control; by gradient ratio: adversarial"],
     ]
-    # Phase 1 read neither lambda nor ratio, the control not the ratio.
-    assert ["gradient_ratio", "0.25", "0.5"] in shared.rows
+    # Phase 1 read neither lambda nor ratio, the control not the ratio, and the paper's
+    # fixed lambda none at all.
+    assert ["gradient_ratio", "0.25", "-"] in shared.rows
+    assert ["adversarial_weighting", "gradient_ratio", "fixed"] in shared.rows
     assert ["python", "3.11"] in versions.rows
     assert {row[1] for row in machine.rows} == {"-"}
 

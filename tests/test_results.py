@@ -25,7 +25,12 @@ def test_roles(config, role):
 
 def test_what_a_run_did_not_read():
     own_phase1, control = Config(), Config(lambda_adv=0, init_generator="RUN")
-    assert results.unread_fields(own_phase1) == set()
+    unread = results.unread_fields(own_phase1)
+    assert not {"lambda_adv", "phase1_steps", "phase2_steps", "epsilon"} & unread
+    assert {"gradient_ratio", "lambda_max", "aspp_rates"} <= unread
+    held = Config(adversarial_weighting="gradient_ratio")
+    assert "lambda_adv" in results.unread_fields(held)
+    assert "gradient_ratio" not in results.unread_fields(held)
     assert {"phase1_steps", "epsilon"} <= results.unread_fields(control)
     assert not {"lambda_adv", "phase2_steps"} & results.unread_fields(control)
     assert "phase2_steps" in results.unread_fields(Config(arm="vgg16"))

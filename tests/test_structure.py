@@ -51,10 +51,13 @@ MAY_IMPORT = {
         "bootstrap", "checkpoints", "config", "metrics", "per_image", "results",
     },
     "report": {
-        "comparison", "config", "figures", "page", "panels", "results", "study",
-        "summaries", "tables",
+        "comparison", "config", "config_rules", "figures", "page", "panels",
+        "results", "study", "summaries", "tables", "variants", "words",
     },
-    "tables": {"comparison", "config", "datasets", "page", "paper", "results"},
+    "variants": {"comparison", "page", "tables", "words"},
+    "tables": {
+        "comparison", "config", "datasets", "page", "paper", "results", "words",
+    },
     "panels": {
         "backbones", "checkpoints", "inference", "input_pipeline", "visualize",
     },
@@ -68,6 +71,7 @@ MAY_IMPORT = {
     "evaluate": {"inference", "measures", "overlap", "per_image"},
     "export": {"inference"},
     "predict": {"export", "inference", "messages", "strict_json", "visualize"},
+    "demo": {"messages", "predict", "visualize"},
     "submission": {"datasets"},
     # figures of a prediction
     "measures": {"boundary", "calibration", "granulation", "metrics"},
@@ -106,6 +110,7 @@ MAY_IMPORT = {
     "states": set(),
     "strict_json": set(),
     "visualize": set(),
+    "words": set(),
 }  # fmt: skip
 
 # Modules of the library that the other packages may import; None allows all.  A file
@@ -262,6 +267,8 @@ def text_files():
             and (not name.startswith(".") or name in {".ci", ".github"})
         ]
         for name in names:
+            if name == ".git":  # of a linked checkout: names a folder of its own
+                continue
             path = pathlib.Path(folder, name)
             try:
                 yield path, path.read_text(encoding="utf-8")
@@ -321,7 +328,7 @@ def test_every_import_is_declared_and_every_requirement_is_used(metadata):
     used = {DISTRIBUTIONS.get(name, name) for name in foreign - {"tensorflow"}}
     optional = {
         name
-        for extra in ("peers", "onnx")
+        for extra in ("peers", "onnx", "demo")
         for name in distributions(metadata["extras_require"][extra])
     }
     assert optional <= used, "an extra that nothing imports"

@@ -26,6 +26,9 @@ broken = os.path.join(root, "broken")
 if os.path.exists(broken) and open(broken).read() in kind + " " + flags["workdir"]:
     sys.exit(3)
 os.makedirs(flags["workdir"], exist_ok=True)
+if kind == "train":
+    for name in ("checkpoints", "best", "guard", "export"):
+        os.makedirs(os.path.join(flags["workdir"], name))
 if kind == "evaluate":
     best = "-best" if flags["checkpoint"] == "best" else ""
     folder = os.path.join(flags["workdir"], "eval", flags["split"] + best)
@@ -153,9 +156,65 @@ def test_a_backbones_flags_go_to_its_runs_alone():
         assert given & {"--dropout", "--head_norm"} == {own}
 
 
+def variant(name, *flags, **changes):
+    return study.Variant(name, flags, changes)
+
+
+RATIO = variant("ratio0.1", "--gradient_ratio=0.1", gradient_ratio=0.1)
+FIXED = variant(
+    "fixed",
+    "--adversarial_weighting=fixed",
+    "--lambda_adv=0.01",
+    adversarial_weighting="fixed",
+    lambda_adv=0.01,
+)
+
+
+def test_variants_share_phase_1_and_control():
+    told = settings(
+        seeds=2,
+        placebos=True,
+        variants=(RATIO, FIXED),
+        flags=("--preset=smoke", "--gradient_ratio=0.2", "--phase2_steps=5"),
+    )
+    runs = study.plan(told, "S")
+    assert len(runs) == 2 * 7
+    assert names(runs)[5:7] == ["seed0/vgg16/ratio0.1", "seed0/vgg16/fixed"]
+    *_, ratio, fixed = runs
+    assert (ratio.role, ratio.needs) == ("adversarial", "seed1/vgg16/phase1")
+    assert ratio.config.init_generator == "S/seed1/vgg16/phase1"
+    assert ratio.config.gradient_ratio == 0.1 and ratio.config.seed == 1
+    start = ["--arm=vgg16_g", "--seed=1", "--init_generator=S/seed1/vgg16/phase1"]
+    common = ["--preset=smoke", "--phase2_steps=5"]
+    # The last of two equal flags counts.
+    assert study.train_flags(ratio, told) == [
+        *("--preset=smoke", "--gradient_ratio=0.2", "--phase2_steps=5", *start),
+        "--gradient_ratio=0.1",
+    ]
+    # A fixed lambda reads no ratio, and the train program would refuse it.
+    assert study.train_flags(fixed, told) == [*common, *start, *FIXED.flags]
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("a/b", {"epsilon": 1.0}, "needs a name of letters"),
+        ("", {"epsilon": 1.0}, "needs a name of letters"),
+        ("control", {"epsilon": 1.0}, "none of phase1, control"),
+        ("x", {"epsilon": 1.0, "crop_size": 9}, "not crop_size, which the control"),
+        ("x", {"placebo": "entropy"}, "not placebo"),
+        ("x", {"lambda_adv": 0.0}, "is the control"),
+    ],
+)
+def test_what_no_variant_can_be(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        variant(name, **changes)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"variants": (RATIO, RATIO)}, "variant=ratio0.1,ratio0.1: each name once"),
         ({"seeds": 0}, "seeds=0: must be at least 1"),
         ({"backbones": ("vgg19",)}, "arms=vgg19: must be vgg16"),
         ({"backbones": ("vgg16", "vgg16")}, "arms=vgg16,vgg16: each once"),
@@ -254,6 +313,41 @@ def test_another_study_in_the_same_folder_is_refused(bench):
     other = Config(**PRESETS["smoke"] | {"crop_size": 64, "log_every": 1})
     with pytest.raises(ValueError, match=r"\(crop_size=128 there, 64 now\)"):
         bench.run(config=other)
+
+
+def test_variants_may_be_added_and_stay(bench):
+    bench.run()
+    bench.calls()
+    runs = bench.run(variants=(RATIO,))["runs"]
+    assert {name for _, name in bench.calls()} == {"seed0/vgg16/ratio0.1"}
+    entry = runs["seed0/vgg16/ratio0.1"]
+    assert (entry["role"], entry["variant"]) == ("adversarial", "ratio0.1")
+    assert entry["status"] == "done"
+    told = bench.run(variants=(FIXED,))["settings"]["variants"]
+    assert told == {"ratio0.1": ["--gradient_ratio=0.1"], "fixed": [*FIXED.flags]}
+    assert {name for _, name in bench.calls()} == {"seed0/vgg16/fixed"}
+    other = variant("fixed", "--epsilon=1.0", epsilon=1.0)
+    with pytest.raises(ValueError, match="variant fixed: .*0.01 there, --epsilon=1.0"):
+        bench.run(variants=(other,))
+
+
+def test_only_weights_that_nobody_needs_are_pruned(bench):
+    told = {"variants": (RATIO,), "placebos": True, "prune": True}
+    runs = bench.run(**told)["runs"]
+    for name, entry in runs.items():
+        kept = {path.name for path in (bench.root / "study" / name).iterdir()}
+        role = name.split("/")[-1]
+        if role in ("phase1", "control", "adversarial"):
+            assert {"checkpoints", "best", "guard", "export", "eval"} == kept
+        else:
+            assert kept == {"eval"}
+        assert entry["status"] == "done"
+    bench.calls()
+    # Another split is asked of those that can still answer.
+    runs = bench.run(**told | {"splits": ("test", "val")})["runs"]
+    assert {entry["status"] for entry in runs.values()} == {"done"}
+    names = {name.split("/")[-1] for _, name in bench.calls()}
+    assert names == {"phase1", "control", "adversarial"}
 
 
 def test_a_damaged_study_is_one_line(bench):

@@ -150,3 +150,14 @@ def test_cut_back_takes_out_what_was_written_since(tmp_path):
     assert [step for step, _ in read(tmp_path)["a"]] == [1]
     summaries.cut_back(str(tmp_path), {})
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_pictures_are_read_again(writer, tmp_path):
+    first, second = (np.full((3, 5, 3), (value, 0, 9), np.uint8) for value in (7, 8))
+    writer.pictures(4, {"verdicts/0": first})
+    writer.pictures(2, {"verdicts/0": second, "panel/0": second})
+    found = summaries.read_pictures(str(tmp_path), ["verdicts/0", "verdicts/1"])
+    assert [step for step, _ in found["verdicts/0"]] == [2, 4]
+    np.testing.assert_array_equal(found["verdicts/0"][0][1], second)
+    np.testing.assert_array_equal(found["verdicts/0"][1][1], first)
+    assert found["verdicts/1"] == [] and "panel/0" not in found

@@ -23,7 +23,10 @@ def settings(monkeypatch, tiny_data):
     def settings(*arguments):
         values = flags.FlagValues()
         with monkeypatch.context() as patch:
-            for name in ("enum", "bool", "flag", "integer", "float", "string", "list"):
+            for name in (
+                "enum", "bool", "flag", "integer", "float", "string", "list",
+                "multi_string",
+            ):  # fmt: skip
                 define = getattr(flags, f"DEFINE_{name}")
                 define = functools.partial(define, flag_values=values)
                 patch.setattr(flags, f"DEFINE_{name}", define)
@@ -77,6 +80,39 @@ def test_what_the_study_chooses_itself_is_refused(settings):
         settings("--dataset=camvid")
 
 
+def test_variants_are_read_from_their_flags(settings, tmp_path):
+    file = tmp_path / "sweep.txt"
+    file.write_text("--variant=eps: --epsilon=1.0\n--variant=dense: --grid_size=0\n")
+    ratio = "--variant=ratio: --gradient_ratio=0.1 --noguard"
+    first, *others = settings(ratio, f"--flagfile={file}").variants
+    assert first.name == "ratio" and first.flags == (
+        "--gradient_ratio=0.1",
+        "--noguard",
+    )
+    assert first.changes == {"gradient_ratio": 0.1, "guard": False}
+    assert [v.changes for v in others] == [{"epsilon": 1.0}, {"grid_size": 0}]
+    assert settings().variants == ()
+
+
+@pytest.mark.parametrize(
+    "variant, message",
+    [
+        ("x", "changes nothing"),
+        ("x: --nonsense=1", "Unknown command line flag 'nonsense'"),
+        ("x: --gradient_ratio=much", "gradient_ratio"),
+        ("x: --gradient_ratio=-1", "gradient_ratio=-1.0: must be in"),
+        ("x: gradient_ratio=1", "unexpected argument 'gradient_ratio=1'"),
+        ("x: --crop_size=64", "may change the adversary alone"),
+        ("x: --lambda_adv=0.1", "adversarial_weighting=gradient_ratio sets lambda"),
+        ("x: --adversary_lr='1", "No closing quotation"),
+    ],
+)
+def test_a_variant_that_is_none_is_one_line(settings, variant, message):
+    with pytest.raises(ValueError, match=message) as error:
+        settings(f"--variant={variant}")
+    assert str(error.value).startswith(f"--variant={variant!r}: ")
+
+
 @pytest.mark.slow
 def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
     workdir, page = tmp_path / "study", tmp_path / "report" / "report.html"
@@ -86,11 +122,12 @@ def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
     program += ["--batch_size=2", "--phase1_steps=4", "--phase2_steps=4"]
     program += ["--adversary_warmup_steps=2", "--eval_every=2", "--log_every=2"]
     program += ["--panels=0", "--eval_splits=val"]
+    program += ["--variant=fixed: --adversarial_weighting=fixed --lambda_adv=0.1"]
     run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
 
     with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as one:
         for line in one.stdout:
-            if line.startswith("2 of 3") and "starts" in line:
+            if line.startswith("2 of 4") and "starts" in line:
                 one.send_signal(signal.SIGTERM)
     assert one.returncode == 1
     trained = json.loads((workdir / "study.json").read_text())["runs"]
@@ -101,11 +138,13 @@ def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
 
     done = run(program)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 3" not in done.stdout
+    assert "1 of 4" not in done.stdout
     runs = json.loads((workdir / "study.json").read_text())["runs"]
     assert {entry["status"] for entry in runs.values()} == {"done"}
     assert runs["seed0/vgg16/phase1"] == trained["seed0/vgg16/phase1"]
     assert runs["seed0/vgg16/control"]["validations"]["steps"] == [2, 4]
+    fixed = json.loads((workdir / "seed0/vgg16/fixed/run.json").read_text())["config"]
+    assert fixed["adversarial_weighting"] == "fixed" and fixed["lambda_adv"] == 0.1
     assert "boundary" in runs["seed0/vgg16/control"]["metrics"]["val"]
 
     report = [sys.executable, "-m", "experiments.report", f"--study={workdir}"]
@@ -113,6 +152,8 @@ def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert "a lead, not a result" in text
+    assert "--adversarial_weighting=fixed --lambda_adv=0.1" in text
+    assert "Chosen on val: " in text
     pictures = re.findall(r"<img src=\"data:image/(\w+)", text)
     # Gains and four curves; at most three images of image, truth, three predictions
     # and three errors each.

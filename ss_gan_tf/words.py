@@ -1,0 +1,38 @@
+"""Figures as the words of a table; what was not measured is a dash."""
+
+import statistics
+from collections.abc import Sequence
+
+DASH = "-"
+
+
+def number(value: float | None) -> str:
+    """Two decimals."""
+    return DASH if value is None else f"{value:.2f}"
+
+
+def signed(value: float) -> str:
+    """Two decimals and the sign."""
+    return f"{value:+.2f}"
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    """Its ends, in points."""
+    return DASH if ends is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, sample standard deviation where there are several, and their number."""
+    if not values:
+        return DASH
+    mean = f"{statistics.fmean(values):.2f}"
+    if len(values) == 1:
+        return f"{mean} (1)"
+    return f"{mean} \N{PLUS-MINUS SIGN} {statistics.stdev(values):.2f} ({len(values)})"
+
+
+def difference(ours: Sequence[float], theirs: float | None) -> str:
+    """Of our mean from the paper's figure."""
+    if not ours or theirs is None:
+        return DASH
+    return signed(statistics.fmean(ours) - theirs)

@@ -1,0 +1,98 @@
+"""Which variant is chosen, and what the page says of it, on runs never trained."""
+
+import pytest
+
+from ss_gan_tf import variants
+from ss_gan_tf.comparison import Comparison, Gain, read_result
+from ss_gan_tf.tables import Tables
+
+# IoU and mIoU of a share r of right pixels are r / (2 - r):
+# 0.9 -> 81.82, 0.8 -> 66.67, 0.7 -> 53.85, 0.6 -> 42.86.
+KINDS = ("val", "test")
+TOLD = {"weak": ["--gradient_ratio=0.1"], "strong": []}
+FACTS = {"settings": {"variants": TOLD, "last_validations": 3}, "runs": {}}
+
+
+@pytest.fixture
+def make(fake_run):
+    """Tables of a control at 0.7 and of runs name -> right shares by seed."""
+
+    def make(split="test", kinds=KINDS, **roles):
+        found = []
+        for name, shares in {"control": [0.7, 0.7], **roles}.items():
+            fields = {"lambda_adv": 0.0} if name == "control" else {}
+            fields |= {"crop_size": 320} if name == "unfair" else {}
+            for seed, share in enumerate(shares):
+                path = fake_run(
+                    f"{name}{seed}", [share] * 3, kinds=kinds, seed=seed, **fields
+                )
+                known = name in ("control", "adversarial")
+                found.append(read_result(path, variant=None if known else name))
+        return Tables(Comparison(found), split, FACTS)
+
+    return make
+
+
+def test_the_largest_mean_of_those_with_all_seeds_is_chosen():
+    gains = {
+        "few": [Gain(0, 9.0)],
+        "first": [Gain(0, 1.0), Gain(1, 3.0)],
+        "equal": [Gain(0, 2.0), Gain(1, 2.0)],
+        "less": [Gain(0, 3.0), Gain(1, 0.5)],
+    }
+    assert variants.choose(gains) == "first"
+    assert variants.choose({"loss": [Gain(0, -1.0)], "none": []}) == "loss"
+    assert variants.choose({"none": []}) is None
+
+
+def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
+    made = make(adversarial=[0.8, 0.7], weak=[0.8, 0.9], strong=[0.6])
+    table, sentence = variants.tables(made)
+    assert list(table.header[3:5]) == ["seed 0", "seed 1"] and "on val" in table.caption
+    rows = {row[0]: list(row[1:]) for row in table.rows}
+    # 66.67 - 53.85 = 12.82 and 81.82 - 53.85 = 27.97: mean 20.40, error 7.58.
+    up, more = "+12.82 (+12.82 to +12.82)", "+27.97 (+27.97 to +27.97)"
+    assert rows == {
+        "adversarial": ["+6.41", "6.41", up, "+0.00 (+0.00 to +0.00)", "-"],
+        "weak": ["+20.40", "7.58", up, more, "--gradient_ratio=0.1"],
+        "strong": ["-10.99", "-", "-10.99 (-10.99 to -10.99)", "-", "-"],
+    }
+    assert sentence.text == (
+        "Chosen on val: weak. On test: A gain over the control (+20.40 points, "
+        "standard error 7.58, 2 seeds; no seed's interval holds 0)."
+    )
+
+
+def test_the_choice_is_made_on_validation_alone(make, fake_run):
+    # On test the other one is better: that must not matter.
+    made = make(adversarial=[0.8], weak=[0.9])
+    better = read_result(fake_run("x", [0.95], kinds=("test",)))
+    arm = made.compared.get(made.groups[0], 0, "adversarial")
+    arm.metrics["test"] = better.metrics["test"]
+    assert variants.tables(made)[1].text.startswith("Chosen on val: weak. On test: ")
+
+
+def test_what_cannot_be_concluded_is_said(make):
+    flattered = variants.tables(make(split="val", adversarial=[0.8], weak=[0.9]))
+    assert "flatters its gain" in flattered[1].text
+
+
+def test_without_validation_nothing_is_chosen(make):
+    blocks = variants.tables(make(kinds=("test",), adversarial=[0.8], weak=[0.9]))
+    assert blocks[1].text == "None can be chosen: no pair was evaluated on val."
+
+
+def test_an_unfair_variant_gets_no_conclusion(make):
+    blocks = variants.tables(make(adversarial=[0.8], unfair=[0.9]))
+    assert blocks[1].text.endswith("the runs differ in crop_size too.")
+
+
+def test_without_variants_nothing_is_shown(make):
+    assert variants.tables(make(adversarial=[0.8])) == []
+
+
+def test_variants_are_among_the_runs_and_their_metrics(make):
+    made = make(adversarial=[0.8], my_variant=[0.9])
+    names = [row[0] for row in made.runs()[0].rows]
+    assert "vgg16 my_variant, seed 0" in names  # its own name, underscores too
+    assert "my_variant" in [row[0] for row in made.full_metrics()[0].rows]
