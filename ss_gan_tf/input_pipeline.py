@@ -196,27 +196,23 @@ def train_batches(
     # Its threads would wait for each other inside tf.data's, which are one a core.
     cv2.setNumThreads(1)
 
-    def check_and_augment(image, label, name, window, corner, mirrored):
+    def check_and_augment(n, image, label, name):
         check(image, label, name, prepared.num_classes, prepared.ignore_label)
-        image, label = crop(image, label, int(window), corner)
-        if mirrored:
+        for_scale, *corner, for_mirror = draw(seed, n)
+        window = window_size(crop_size, scale_range, for_scale)
+        image, label = crop(image, label, window, corner)
+        if flip and for_mirror < 0.5:
             image, label = mirror(image, label)
         if scale_range != (1.0, 1.0):
-            image, label = scale(image, label, crop_size / int(window))
+            image, label = scale(image, label, crop_size / window)
         return pad(image, label, crop_size, pad_color, prepared.ignore_label)
 
     def load_and_augment(n: tf.Tensor) -> dict[str, tf.Tensor]:
-        scale_seed, crop_seed, flip_seed = tf.unstack(
-            tf.random.split(tf.stack([tf.constant(seed, tf.int64), n]), 3)
-        )
         index = shuffled_index(n, len(source), seed)
         image, label, name = decode(*read(source, index))
-        window = draw_window(crop_size, scale_range, scale_seed)
-        corner = tf.random.stateless_uniform([2], crop_seed)
-        mirrored = flip and tf.random.stateless_uniform([], flip_seed) < 0.5
         image, label = tf.numpy_function(
             check_and_augment,
-            [image, label, name, window, corner, mirrored],
+            [n, image, label, name],
             [tf.uint8, tf.uint8],
             stateful=False,
         )
@@ -414,25 +410,40 @@ def check(
             )
 
 
-def draw_window(
-    crop_size: int, scale_range: tuple[float, float], seed: tf.Tensor
-) -> tf.Tensor:
+def draw(seed: int, n: int) -> list[float]:
+    """The random numbers of the run's n-th example, a function of (seed, n).
+
+    One block of Philox (Salmon et al. 2011), a cipher of its key: NumPy promises the
+    same bits in every version, and there is no state.
+
+    Args:
+        seed: Of the run.
+        n: Counted from 0 over the whole run.
+
+    Returns:
+        Four numbers, uniform in [0, 1), multiples of 2^-53.
+    """
+    bits = np.random.Philox(key=[seed, n]).random_raw(4)
+    return ((bits >> np.uint64(11)) * 2.0**-53).tolist()
+
+
+def window_size(crop_size: int, scale_range: tuple[float, float], number: float) -> int:
     """Side of the source window that becomes the crop at a random scale.
 
     Args:
         crop_size: S, pixels.
-        scale_range: Lowest and highest scale factor, drawn uniformly.
-        seed: Two integers.
+        scale_range: Lowest and highest scale factor.
+        number: In [0, 1): where the factor lies between them.
 
     Returns:
-        Scalar int32, round(S / factor), at least 1; S for the range (1, 1).
+        round(S / factor), at least 1; S for the range (1, 1).
     """
-    factor = tf.random.stateless_uniform([], seed, *scale_range)
-    return tf.maximum(tf.cast(tf.round(crop_size / factor), tf.int32), 1)
+    lowest, highest = scale_range
+    return max(1, round(crop_size / (lowest + number * (highest - lowest))))
 
 
 def crop(
-    image: np.ndarray, label: np.ndarray, size: int, corner: np.ndarray
+    image: np.ndarray, label: np.ndarray, size: int, corner: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the same window out of both.
 
@@ -440,14 +451,15 @@ def crop(
         image: [H, W, 3].
         label: [H, W].
         size: Side of the window in pixels.
-        corner: [2] float32 in [0, 1), where its top and its left are in their room.
+        corner: Two numbers in [0, 1), where its top and its left are in their room.
 
     Returns:
         Views image [h, w, 3], label [h, w] with h = min(H, size), w = min(W, size).
     """
-    room = np.maximum(np.int32(label.shape) - size, 0) + 1
-    # The product may round up to the room itself.
-    top, left = np.minimum(np.int32(corner * np.float32(room)), room - 1)
+    room = (max(length - size, 0) + 1 for length in label.shape)
+    top, left = (
+        int(share * places) for share, places in zip(corner, room, strict=True)
+    )
     window = slice(top, top + size), slice(left, left + size)
     return image[window], label[window]
 

@@ -24,6 +24,7 @@ from PIL import Image
 from experiments.benchmarks.drawings import draw_example
 from experiments.benchmarks.timing import interleave, spread, table
 from ss_gan_tf import input_pipeline
+from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.backbones import MEAN_RGB
 
 SEED = 0
@@ -101,6 +102,7 @@ def measure(cases: Sequence[Case], repeats: int, folder: str) -> dict[str, Any]:
         OSError: The files cannot be written.
         ValueError: `data_prep.prepare` refuses them.
     """
+    keep_freed_memory()  # as experiments.train does
     root = pathlib.Path(folder).resolve()
     source, data = root / "source", root / "data"
     sizes = {case.name: draw_source(case, source) for case in cases}
