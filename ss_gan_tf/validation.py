@@ -26,6 +26,7 @@ class Validation:
     def __init__(self, config: Config, data: PreparedDataset, networks: Networks):
         self.config, self.data, self.networks = config, data, networks
         self.per_image = None  # the counts of single images behind the newest metrics
+        self._datasets: dict[int, tf.data.Dataset] = {}
         self._generator: keras.Model = networks.evaluated
         self._settings = {
             "mode": config.eval_mode,
@@ -50,7 +51,7 @@ class Validation:
         """
         return evaluate(
             self._generator,
-            eval_examples(self.data, self.config.val_split, limit=limit or None),
+            self._examples(limit),
             class_names=self.data.class_names,
             ignore_label=self.data.ignore_label,
             normalize=normalize,
@@ -66,10 +67,8 @@ class Validation:
         pictures = {}
         if not self.config.panels:
             return pictures
-        examples = eval_examples(
-            self.data, self.config.val_split, limit=self.config.panels
-        )
-        for number, example in enumerate(examples.as_numpy_iterator()):
+        examples = self._examples(self.config.panels).as_numpy_iterator()
+        for number, example in enumerate(examples):
             probs = self._predictor(example["image"][np.newaxis])
             pictures[f"panel/{number}"] = summaries.validation_panel(
                 example,
@@ -83,6 +82,18 @@ class Validation:
                     example["image"], real, fake
                 )
         return pictures
+
+    def _examples(self, limit):
+        """The first images, 0 is all; the same dataset each time.
+
+        TensorFlow keeps a dataset's functions for the rest of the process, and these
+        the file that they read: a new one for each validation would add up.
+        """
+        if limit not in self._datasets:
+            self._datasets[limit] = eval_examples(
+                self.data, self.config.val_split, limit=limit or None
+            )
+        return self._datasets[limit]
 
     def _verdicts(self, example, probs):
         """A's verdicts on one image: d(real map), d(fake map), [S, S] each."""
