@@ -37,6 +37,7 @@ class Validation:
         self.config, self.data, self.networks = config, data, networks
         self._workers = Workers(strategy)
         self.per_image = None  # the counts of single images behind the newest metrics
+        self._datasets: dict[tuple, tf.data.Dataset] = {}
         self._generator: keras.Model = networks.evaluated
         self._settings = {
             "mode": config.eval_mode,
@@ -63,12 +64,7 @@ class Validation:
         workers = self._workers
         return evaluate(
             self._generator,
-            eval_examples(
-                self.data,
-                self.config.val_split,
-                limit=limit or None,
-                worker=(workers.number, workers.count),
-            ),
+            self._examples(limit, (workers.number, workers.count)),
             class_names=self.data.class_names,
             ignore_label=self.data.ignore_label,
             normalize=normalize,
@@ -85,10 +81,8 @@ class Validation:
         pictures = {}
         if not self.config.panels:
             return pictures
-        examples = eval_examples(
-            self.data, self.config.val_split, limit=self.config.panels
-        )
-        for number, example in enumerate(examples.as_numpy_iterator()):
+        examples = self._examples(self.config.panels).as_numpy_iterator()
+        for number, example in enumerate(examples):
             probs = self._predictor.probabilities(example["image"][np.newaxis])
             pictures[f"panel/{number}"] = summaries.validation_panel(
                 example,
@@ -102,6 +96,19 @@ class Validation:
                     example["image"], real, fake
                 )
         return pictures
+
+    def _examples(self, limit, worker=(0, 1)):
+        """A worker's share of the first images, 0 is all; the same dataset each time.
+
+        TensorFlow keeps a dataset's functions for the rest of the process, and these
+        the file that they read: a new one for each validation would add up.
+        """
+        key = limit, worker
+        if key not in self._datasets:
+            self._datasets[key] = eval_examples(
+                self.data, self.config.val_split, limit=limit or None, worker=worker
+            )
+        return self._datasets[key]
 
     def _verdicts(self, example, probs):
         """A's verdicts on one image: d(real map), d(fake map), [S, S] each."""

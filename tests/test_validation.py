@@ -1,6 +1,7 @@
 """What a run sees of its validation split."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -33,3 +34,13 @@ def test_verdicts_are_drawn_where_there_is_an_adversary(make):
     assert set(make(panels=1).pictures()) == {"panel/0", "verdicts/0"}
     assert set(make(panels=2, lambda_adv=0.0).pictures()) == {"panel/0", "panel/1"}
     assert make(panels=0).pictures() == {}
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_validations_leave_no_file_open(make):
+    validation, files = make(panels=1), []
+    for _ in range(4):
+        validation.metrics(2)
+        validation.pictures()
+        files.append(len(os.listdir("/proc/self/fd")))
+    assert files[0] == files[3]
