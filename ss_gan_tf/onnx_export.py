@@ -11,6 +11,7 @@ import tensorflow as tf
 
 ONNX_FILE = "model.onnx"
 OPSET = 18
+LARGE = 2**14  # elements; smaller constants stay where the converter folds them
 CHECKED_SIZES = ((64, 64), (75, 110))  # one that needs no padding, one that does
 
 
@@ -68,14 +69,68 @@ def add_onnx(folder: str) -> dict[str, float]:
 
 
 def _convert(function):
-    import tf2onnx
+    """The function as an ONNX model.
+
+    The large weights are kept away from the converter: its passes copy all constants
+    again and again, 4.5 GB for 62 MB of weights.
+    """
+    from tf2onnx import convert, tf_loader
 
     signature = [tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")]
     wrapped = tf.function(lambda images: function(images), signature)
-    model, _ = tf2onnx.convert.from_function(wrapped, signature, opset=OPSET)
+    concrete = wrapped.get_concrete_function()
+    inputs = [t.name for t in concrete.inputs if t.dtype != tf.resource]
+    outputs = [t.name for t in concrete.outputs]
+    names = convert.tensor_names_from_structed(concrete, inputs, outputs)
+    graph_def = tf_loader.from_function(concrete, inputs, outputs)
+    weights = _take_out_weights(graph_def)
+    model, _ = convert.from_graph_def(
+        graph_def,
+        input_names=[*inputs, *(f"{name}:0" for name in weights)],
+        output_names=outputs,
+        opset=OPSET,
+        tensors_to_rename=names | {f"{name}:0": name for name in weights},
+    )
+    _put_back_weights(model.graph, weights)
     for node in model.graph.node:
         _write_padding_out(node)
     return model
+
+
+def _take_out_weights(graph_def) -> dict[str, np.ndarray]:
+    """Makes inputs of the large constants; name -> value."""
+    weights = {}
+    for node in graph_def.node:
+        tensor = node.attr["value"].tensor if node.op == "Const" else None
+        if tensor and tensor.dtype == tf.float32.as_datatype_enum:
+            value = tf.make_ndarray(tensor)
+            if value.size >= LARGE:
+                weights[node.name] = value
+                node.op = "Placeholder"
+                node.attr["shape"].shape.CopyFrom(tensor.tensor_shape)
+                del node.attr["value"]
+    return weights
+
+
+def _put_back_weights(graph, weights: dict[str, np.ndarray]):
+    """Makes constants of those inputs again, in the order of axes that is used."""
+    from onnx import helper, numpy_helper
+
+    for node in list(graph.node):
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            (perm,) = (helper.get_attribute_value(a) for a in node.attribute)
+            value = np.ascontiguousarray(weights[node.input[0]].transpose(perm))
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+            graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(
+        numpy_helper.from_array(value, name)
+        for name, value in weights.items()
+        if name in used
+    )
+    kept = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(kept)
 
 
 def _write_padding_out(node):
