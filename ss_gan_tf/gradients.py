@@ -159,8 +159,14 @@ def apply(
     if not has_loss_scale(optimizer):
         squares = tf.add_n([tf.nn.l2_loss(g) for g in given])
         finite = tf.math.is_finite(replicas.total(squares))
+        # Plain zeros of a known shape would become constants of the compiled graph,
+        # which stay in memory: as much as all weights.
         given = tf.cond(
-            finite, lambda: given, lambda: [tf.zeros_like(g) for g in given]
+            finite,
+            lambda: given,
+            lambda: [
+                tf.math.multiply_no_nan(g, tf.cast(finite, g.dtype)) for g in given
+            ],
         )
         scalars = {f"finite/{name}": tf.cast(finite, tf.float32)}
     elif replicas.count() > 1:

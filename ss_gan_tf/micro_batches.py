@@ -51,7 +51,10 @@ def in_parts(
         return index + 1, arrays, sums
 
     arrays = [tf.TensorArray(dtype, num_parts) for dtype in keep]
-    sums = [tf.zeros(x.shape, x.dtype) for x in tf.nest.flatten(total)]
+    # A zero that nobody can know beforehand: TensorFlow would keep plain zeros as
+    # constants for good, and for gradients they are as large as the network.
+    zero = tf.compat.v1.placeholder_with_default(0.0, [])
+    sums = [tf.fill(x.shape, tf.cast(zero, x.dtype)) for x in tf.nest.flatten(total)]
     _, arrays, sums = tf.while_loop(
         lambda index, *_: index < num_parts,
         run_part,

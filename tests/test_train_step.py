@@ -1,10 +1,13 @@
 """The two phases' updates against a naive reading of eq. 1-7, and what they leave."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.eager import context
 
 from ss_gan_tf import stages, train_step
 from ss_gan_tf.adversary import build_adversary, build_extractor
@@ -683,6 +686,28 @@ def test_losses_are_float32_under_mixed_bfloat16(batch):
     after = snapshot(*networks[:2])
     assert all(w.dtype == np.float32 for w in after)
     assert_all_changed(before, after)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_compiled_graph_holds_no_constant_as_large_as_a_weight(batch, parts):
+    # TensorFlow folds zeros of a known shape, and keeps them next to the weights.
+    generator = keras.Sequential(
+        [keras.Input((None, None, 3)), layers.Conv2D(512, 3), layers.Conv2D(C, 1)]
+    )
+    step = train_step.make_segmentation_step(
+        generator, sgd(0.1), accumulate_steps=parts
+    )
+    image, label = (tensor[:, :8, :8] for tensor in batch)
+    with context.collect_graphs(optimized=True) as graphs:
+        step(image, label[:, :6, :6])
+    sizes = [
+        math.prod(dim.size for dim in node.attr["value"].tensor.tensor_shape.dim)
+        for graph in graphs
+        for nodes in (graph.node, *(f.node_def for f in graph.library.function))
+        for node in nodes
+        if node.op == "Const"
+    ]
+    assert sizes and max(sizes) < 3 * 3 * 3 * 512
 
 
 @pytest.mark.slow

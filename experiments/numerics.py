@@ -1,0 +1,67 @@
+r"""Holds bfloat16 and XLA against float32: every loss of every step, and the mIoU.
+
+python -m experiments.numerics --data_dir=DATA --workdir=RUNS/numerics --arm=vgg16_g \
+    --dataset=camvid --phase1_steps=50 --phase2_steps=50 --dropout=0
+
+Takes the flags of `experiments.train`. Dropout has to be 0: XLA may draw other masks.
+The same command again goes on with what is missing. Exit code 2: something is outside
+its tolerance.
+"""
+
+import sys
+
+from absl import app, flags
+
+from experiments.flags import (
+    config_from_flags,
+    define_config_flags,
+    refuse_arguments,
+)
+from experiments.progress import show_own_messages
+from ss_gan_tf.allocation import keep_freed_memory
+from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.messages import one_line
+from ss_gan_tf.numerics import VARIANTS, format_table, run_variants
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    """Defines this command's flags; importing the module defines none."""
+    define_config_flags()
+    flags.DEFINE_string("data_dir", None, "Prepared data.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
+    flags.DEFINE_list(
+        "variants", ["bfloat16", "float32-xla"], f"Which, of {', '.join(VARIANTS)}."
+    )
+    flags.DEFINE_integer("num_seeds", 3, "float32 runs.", lower_bound=2)
+
+
+def main(argv):
+    """Runs and compares; exits with 1 and one line when it cannot."""
+    refuse_arguments(argv)
+    show_own_messages()
+    keep_freed_memory()
+    try:
+        config = config_from_flags()
+        if config.dropout:
+            raise ValueError(f"dropout={config.dropout}: must be 0 for a comparison.")
+        result = run_variants(
+            config,
+            FLAGS.data_dir,
+            FLAGS.workdir,
+            FLAGS.variants,
+            FLAGS.num_seeds,
+            report=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        write_metrics(result, f"{FLAGS.workdir}/numerics.json")
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {one_line(error)}")
+    print(format_table(result))
+    if not all(row["within"] for row in result["rows"] + result["miou"]):
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,179 @@
+"""Do other precisions and XLA follow the float32 run? The same run, several times.
+
+Each run is one of `train.train`: same batches, same first weights, same seeds of
+dropout. What is compared is every loss of every step and the mIoU at the end; how far
+apart float32 runs of other seeds end says what a difference in mIoU means.
+
+    WORKDIR/VARIANT-SEED.json   losses and mIoU of a finished run; it is not run again
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ss_gan_tf.config import Config
+from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.train import train
+
+REFERENCE = "float32"
+VARIANTS = {
+    REFERENCE: {"precision": "float32", "jit_compile": "off"},
+    "bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
+    "float32-xla": {"precision": "float32", "jit_compile": "on"},
+    "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
+}
+# A step's loss may be off by this share of the float32 run's mean over its phase; the
+# mean over the steps by a third of it. bfloat16 has 8 bits, XLA another order of sums.
+TOLERANCES = {"bfloat16": 0.06, "float32-xla": 0.02, "bfloat16-xla": 0.06}
+
+
+def run_variants(
+    config: Config,
+    data_dir: str,
+    workdir: str,
+    variants: Sequence[str],
+    num_seeds: int = 3,
+    report: Callable[[str], None] | None = None,
+) -> dict:
+    """Runs float32 for every seed and each variant for the first one.
+
+    Args:
+        config: the run; precision, jit_compile and seed are replaced.
+        data_dir: prepared data.
+        workdir: where the results of finished runs are kept.
+        variants: keys of `VARIANTS`; float32 is always run.
+        num_seeds: float32 runs, from the config's seed upwards.
+        report: called with a line for each run.
+
+    Returns:
+        What `compare` says.
+
+    Raises:
+        ValueError: an unknown variant, or the folder holds runs of other settings.
+    """
+    unknown = set(variants) - set(VARIANTS)
+    if unknown:
+        raise ValueError(
+            f"variants={','.join(sorted(unknown))}: must be among {', '.join(VARIANTS)}"
+        )
+    seeds = range(config.seed, config.seed + num_seeds)
+    plan = [(REFERENCE, seed) for seed in seeds]
+    plan += [(v, config.seed) for v in VARIANTS if v in variants and v != REFERENCE]
+    runs = {}
+    for variant, seed in plan:
+        changed = dataclasses.replace(
+            config, **VARIANTS[variant], seed=seed, log_every=1
+        )
+        runs[variant, seed] = _run(
+            changed, data_dir, os.path.join(workdir, f"{variant}-{seed}")
+        )
+        if report:
+            miou = 100 * runs[variant, seed]["miou"]
+            report(f"{variant}, seed {seed}: mIoU {miou:.2f} %")
+    return compare(runs, config.seed)
+
+
+def _run(config, data_dir, place):
+    """Losses of every step and the last mIoU; from the file where there is one."""
+    path, settings = f"{place}.json", json.loads(config.to_json())
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            kept = json.load(file)
+        if kept["config"] != settings:
+            raise ValueError(f"{path}: is of a run with other settings; move it away")
+        return kept
+    # An interrupted one begins anew: its first losses are gone.
+    shutil.rmtree(place, ignore_errors=True)
+    losses = {}
+
+    def keep(stage, step, num_steps, values):
+        for name, value in values.items():
+            if name.startswith("loss/"):
+                losses.setdefault(f"{stage} {name.removeprefix('loss/')}", []).append(
+                    value
+                )
+
+    metrics = train(config, data_dir, place, progress=keep)
+    result = {"config": settings, "losses": losses, "miou": metrics["miou"]}
+    write_metrics(result, path)
+    shutil.rmtree(place)
+    return result
+
+
+def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
+    """How far each variant is from float32 of the same seed.
+
+    Args:
+        runs: (variant, seed) -> "losses" (name -> value of every step) and "miou".
+        seed: that of the variants.
+
+    Returns:
+        "rows": variant, loss, float32 (mean over the steps), largest and mean
+        (absolute differences as shares of it), tolerance, within. "miou": variant,
+        value, difference (from float32), within; "spread" is the largest less the
+        smallest mIoU of the float32 runs.
+    """
+    reference = runs[REFERENCE, seed]
+    of_seeds = [
+        run["miou"] for (variant, _), run in runs.items() if variant == REFERENCE
+    ]
+    spread = max(of_seeds) - min(of_seeds)
+    rows, ends = [], []
+    for (variant, _), run in runs.items():
+        if variant == REFERENCE:
+            continue
+        tolerance = TOLERANCES[variant]
+        for name, values in reference["losses"].items():
+            expected, given = np.array(values), np.array(run["losses"][name])
+            scale = np.abs(expected).mean()
+            away = np.abs(given - expected) / scale
+            rows.append(
+                {
+                    "variant": variant,
+                    "loss": name,
+                    "float32": float(expected.mean()),
+                    "largest": float(away.max()),
+                    "mean": float(away.mean()),
+                    "tolerance": tolerance,
+                    "within": bool(
+                        away.max() <= tolerance and away.mean() <= tolerance / 3
+                    ),
+                }
+            )
+        difference = run["miou"] - reference["miou"]
+        ends.append(
+            {
+                "variant": variant,
+                "value": run["miou"],
+                "difference": difference,
+                "within": abs(difference) <= spread,
+            }
+        )
+    return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
+
+
+def format_table(result: dict) -> str:
+    """The comparison for people."""
+    lines = ["| run | loss | float32 | largest | mean | allowed | |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    verdict = {True: "within", False: "**outside**"}
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['variant']} | {row['loss']} | {row['float32']:.4f} "
+            f"| {row['largest']:.2%} | {row['mean']:.2%} "
+            f"| {row['tolerance']:.0%}, {row['tolerance'] / 3:.1%} "
+            f"| {verdict[row['within']]} |"
+        )
+    values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
+    lines += ["", f"mIoU of the float32 runs, %: {values}"]
+    lines.append(f"spread {100 * result['spread']:.2f} points")
+    for end in result["miou"]:
+        lines.append(
+            f"{end['variant']}: {100 * end['value']:.2f}, "
+            f"{100 * end['difference']:+.2f} points, {verdict[end['within']]}"
+        )
+    return "\n".join(lines)
