@@ -82,7 +82,10 @@ def _convert(function):
     inputs = [t.name for t in concrete.inputs if t.dtype != tf.resource]
     outputs = [t.name for t in concrete.outputs]
     names = convert.tensor_names_from_structed(concrete, inputs, outputs)
-    graph_def = tf_loader.from_function(concrete, inputs, outputs)
+    frozen = tf_loader.convert_variables_to_constants_v2(
+        concrete, lower_control_flow=False, aggressive_inlining=True
+    )
+    graph_def = frozen.graph.as_graph_def(add_shapes=True)
     weights = _take_out_weights(graph_def)
     model, _ = convert.from_graph_def(
         graph_def,
