@@ -55,6 +55,30 @@ def test_by_hand():
     assert not out[1::2].any() and not out[:, 1::2].any()
 
 
+def test_what_is_asked_of_the_device_is_what_a_step_needs():
+    @tf.function
+    def gradients(image, kernel):
+        with tf.GradientTape() as tape:
+            tape.watch([image, kernel])
+            out = tf.nn.conv2d(image, kernel, 1, "SAME", dilations=3)
+        return tape.gradient(out, [image, kernel])
+
+    try:
+        gradients(tf.ones([2, 9, 9, 8]), tf.ones([3, 3, 8, 8]))
+        works = True
+    except tf.errors.OpError:
+        works = False
+    assert dilation._device_differentiates_dilation(tf.float32) == works
+
+
+def test_gradients_in_a_compiled_graph_on_any_device():
+    layer = DilatedConv2D(4, 3, dilation_rate=3, padding="same")
+    image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2])
+    layer.build(image.shape)
+    gradients = tf.function(output_and_gradients)(layer, image)
+    assert all(tf.reduce_any(g != 0) for g in gradients[1:])
+
+
 def test_the_trunk_rearranges_nothing():
     if not dilation._device_differentiates_dilation(tf.float32):
         pytest.skip("this device takes Keras' way")
