@@ -80,6 +80,8 @@ setup(
         "onnx": ONNX,  # experiments.export --format=onnx
         # What experiments.benchmark compares with.
         "peers": PEERS,
+        # What experiments.benchmark_programs needs; it runs without TensorFlow.
+        "programs": ["jax>=0.8", "torch>=2.6"],
         # cityscapesscripts is the benchmark's own metric, which ours is held against.
         "dev": [*TEST, "cityscapesscripts>=2.3", "ruff==0.17.*"],
     },

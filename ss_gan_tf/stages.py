@@ -41,6 +41,18 @@ class Networks:
         """What is validated and exported: the average where there is one."""
         return self.average or self.generator
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that a step reads or changes, optimizers included."""
+        parts = (
+            self.generator,
+            self.generator_optimizer,
+            self.adversary,
+            self.extractor,
+            self.adversary_optimizer,
+        )
+        return [v for part in parts if part is not None for v in part.variables]
+
 
 def create_networks(
     config: Config, class_names: tuple[str, ...], load_weights: bool = True

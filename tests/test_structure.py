@@ -329,7 +329,7 @@ def test_every_import_is_declared_and_every_requirement_is_used(metadata):
     used = {DISTRIBUTIONS.get(name, name) for name in foreign - {"tensorflow"}}
     optional = {
         name
-        for extra in ("peers", "onnx", "demo")
+        for extra in ("peers", "onnx", "demo", "programs")
         for name in distributions(metadata["extras_require"][extra])
     }
     assert optional <= used, "an extra that nothing imports"

@@ -5,19 +5,15 @@ the same networks and losses in PyTorch. Each framework has a process of its own
 which its steps run on one batch in memory; the rounds are interleaved.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from experiments.benchmarks import peers, timing, workers
+from experiments.benchmarks import peers, step_rows
+from experiments.benchmarks.step_rows import PHASES, PRODUCT_SIZE, drawn_batch
 from ss_gan_tf import config as config_lib
-
-PHASES = ("phase1", "control", "adversarial")
-PRODUCT_SIZE = 2048  # side of the matrices that measure the machine's rate
 
 
 def define_flags():
@@ -39,31 +35,38 @@ def define_flags():
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "What ours is compared with.")
     flags.DEFINE_bool("peer_compile", False, "step: torch.compile too.")
     flags.DEFINE_bool("peak_memory", True, "step: each step in a process of its own.")
+    flags.DEFINE_string(
+        "write_programs",
+        None,
+        "step: instead of measuring, write the steps into this folder, for "
+        "experiments.benchmark_programs on a machine without TensorFlow.",
+    )
 
 
 # --- Measuring ---------------------------------------------------------------
 
 
 def run(values: flags.FlagValues) -> dict[str, Any]:
-    """Times the steps.
+    """Times the steps, or writes them.
 
     Args:
         values: the parsed flags.
 
     Returns:
-        "settings", and "rows" with seconds, images_per_second, flops, rate (flops a
-        second), share (of the measured matrix product's rate), peak_memory (bytes),
-        to_phase1 and to_peer (ratios of medians; None where there is no partner).
+        "settings", and "written" (folders) or "rows" with seconds, images_per_second,
+        flops, rate (flops a second), share (of the measured matrix product's rate),
+        peak_memory (bytes), to_phase1 and to_peer (ratios of medians; None where there
+        is no partner).
 
     Raises:
         ValueError: the peer is not installed, or a step failed.
+        OSError: the programs could not be written.
     """
+    if values.write_programs:
+        return write(values)
     if values.peer == "torch":
         peers.require("torch")
-    settings = {
-        name: getattr(values, name)
-        for name in ("arm", "crop_size", "batch_size", "num_classes", "width")
-    }
+    settings = _sizes(values)
     rows = []
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
@@ -80,87 +83,47 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
             }
             for library in libraries
         }
-        rows += _measure(specs, values.repeats, values.peak_memory)
+        builders = {
+            library: f"experiments.benchmarks.{_builder(library)}" for library in specs
+        }
+        rows += step_rows.measure(
+            specs, builders, values.repeats, peak_memory=values.peak_memory
+        )
     return {
         "settings": settings | {"repeats": values.repeats},
-        "rows": _with_ratios(rows),
+        "rows": step_rows.with_ratios(rows),
     }
 
 
-def _measure(specs, repeats, peak_memory):
-    """Rows of one precision: libraries and phases in turns."""
-    with contextlib.ExitStack() as stack:
-        running = {
-            library: stack.enter_context(workers.Worker(_builder(library), spec))
-            for library, spec in specs.items()
+def write(values: flags.FlagValues) -> dict[str, Any]:
+    """Writes the steps of each precision as programs; see `write_programs`."""
+    from experiments.benchmarks.write_programs import write_programs
+
+    written = []
+    for precision in values.precision:
+        settings = _sizes(values) | {
+            "precision": precision,
+            "library": "ours, jit on",
+            "phases": list(values.phase),
         }
-        variants = {
-            (library, name): lambda worker=worker, name=name: worker.call(name)
-            for library, worker in running.items()
-            for name in worker.names
-            if name != "flops"
-        }
-        seconds = timing.interleave(variants, repeats)
-        ours = next(iter(running))
-        flops = running[ours].call("flops")
-    product = 2 * PRODUCT_SIZE**3 / min(seconds[ours, "product"])
-    rows = []
-    for (library, phase), times in seconds.items():
-        if phase == "product":
-            continue
-        spec, spread = specs[library], timing.spread(times)
-        row = {
-            "library": library,
-            "precision": spec["precision"],
-            "phase": phase,
-            "seconds": spread,
-            "images_per_second": spec["batch_size"] / spread["median"],
-            "flops": flops[phase],
-            "rate": flops[phase] / spread["median"],
-            "product_rate": product,
-            "share": flops[phase] / spread["median"] / product,
-        }
-        if peak_memory:
-            with workers.Worker(_builder(library), spec | {"phases": [phase]}) as one:
-                for _ in range(3):
-                    one.call(phase)
-                row["peak_memory"] = one.peak_memory()
-        rows.append(row)
-    return rows
+        steps, networks = make_steps(settings)
+        written.append(
+            write_programs(values.write_programs, settings, steps, networks.variables)
+        )
+    return {"settings": _sizes(values), "written": written}
+
+
+def _sizes(values):
+    names = ("arm", "crop_size", "batch_size", "num_classes", "width")
+    return {name: getattr(values, name) for name in names}
 
 
 def _builder(library):
     ours = library.startswith("ours")
-    place = "step:build_ours" if ours else "torch_step:build_peer"
-    return f"experiments.benchmarks.{place}"
-
-
-def _with_ratios(rows):
-    by_key = {(r["library"], r["precision"], r["phase"]): r for r in rows}
-    for (library, precision, phase), row in by_key.items():
-        # The peer has one step for both: phase 2 without A is phase 1.
-        peer_phase = "phase1" if phase == "control" else phase
-        partners = {
-            "to_phase1": (library, precision, "phase1"),
-            "to_peer": ("torch", precision, peer_phase),
-        }
-        for name, key in partners.items():
-            other = by_key.get(key)
-            row[name] = other and row["seconds"]["median"] / other["seconds"]["median"]
-    return rows
+    return "step:build_ours" if ours else "torch_step:build_peer"
 
 
 # --- Our steps ---------------------------------------------------------------
-
-
-def drawn_batch(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Images [B, H, W, 3] float32 as normalised, labels [B, H, W] with some ignored."""
-    rng = np.random.default_rng(0)
-    shape = (settings["batch_size"], settings["crop_size"], settings["crop_size"])
-    image = rng.normal(0, 60, (*shape, 3)).astype(np.float32)
-    label = rng.integers(0, settings["num_classes"], shape).astype(np.int32)
-    label[:, : shape[1] // 10] = 255
-    return image, label
 
 
 def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
@@ -171,7 +134,7 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
     from ss_gan_tf.allocation import keep_freed_memory
 
     keep_freed_memory()  # as experiments.train does
-    steps = make_steps(settings)
+    steps, _ = make_steps(settings)
     image, label = map(tf.constant, drawn_batch(settings))
 
     def work(step):
@@ -195,14 +158,15 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
     }
 
 
-def make_steps(settings: dict[str, Any]) -> dict[str, Callable]:
-    """The step functions as a run has them, from random weights."""
+def make_steps(settings: dict[str, Any]) -> tuple[dict[str, Callable], Any]:
+    """The step functions as a run has them, from random weights, and its networks."""
     from ss_gan_tf import backbones, stages
 
     jit = settings["library"].rpartition(" ")[2]
     config = config_lib.Config(
         arm=f"{settings['arm'].removesuffix('_g')}_g",
         backbone_weights="none",
+        dropout=settings.get("dropout", 0.5),
         jit_compile=jit,
         **{
             name: settings[name]
@@ -221,41 +185,14 @@ def make_steps(settings: dict[str, Any]) -> dict[str, Callable]:
         of_phase = dataclasses.replace(config, lambda_adv=0.0) if control else config
         made = {s.name: s.step for s in stages.make_stages(of_phase, networks, 255)}
         steps[phase] = made["phase1" if phase == "phase1" else "phase2"]
-    return steps
+    return steps, networks
 
 
 # --- Printing ----------------------------------------------------------------
 
 
 def format(result: dict[str, Any]) -> str:
-    """The rows as a table; "share" is of the machine's own matrix product."""
-    settings = result["settings"]
-    lines = [
-        f"{settings['arm']}, {settings['batch_size']} images of "
-        f"{settings['crop_size']} x {settings['crop_size']}, "
-        f"{settings['num_classes']} classes, width {settings['width']:g}, "
-        f"{settings['repeats']} rounds"
-    ]
-    head = ["step", "precision", "library", "s", "lowest", "highest", "images/s"]
-    head += ["TFLOP", "GFLOP/s", "share", "peak GB", "/ phase 1", "/ torch"]
-    table = [head]
-    for row in result["rows"]:
-        seconds = row["seconds"]
-        table.append(
-            [
-                row["phase"],
-                row["precision"],
-                row["library"],
-                *(f"{seconds[name]:.3g}" for name in ("median", "lowest", "highest")),
-                f"{row['images_per_second']:.3g}",
-                f"{row['flops'] / 1e12:.3g}",
-                f"{row['rate'] / 1e9:.0f}",
-                f"{row['share']:.0%}",
-                f"{row['peak_memory'] / 1e9:.2f}" if "peak_memory" in row else "-",
-                *(
-                    "-" if row[name] is None else f"{row[name]:.2f}"
-                    for name in ("to_phase1", "to_peer")
-                ),
-            ]
-        )
-    return "\n".join([*lines, "", timing.table(table)])
+    """The rows as a table, or where the programs lie."""
+    if "written" in result:
+        return "\n".join(result["written"])
+    return step_rows.format(result)

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ss_gan_tf.backbones import scaled
+
+def scaled(filters, width):
+    """Filters of a layer at a width, as `ss_gan_tf.backbones.scaled` has them."""
+    return max(8, int(round(filters * width / 8)) * 8)
+
 
 # --- Generator, Table 1 ------------------------------------------------------
 
@@ -228,8 +232,8 @@ def area_pool(x, size):
     height, width = x.shape[2:]
     if height % size[0] == 0 and width % size[1] == 0:
         return F.avg_pool2d(x, (height // size[0], width // size[1]))
-    rows = _area_weights(height, size[0]).to(x.dtype)
-    columns = _area_weights(width, size[1]).to(x.dtype)
+    rows = _area_weights(height, size[0]).to(x)
+    columns = _area_weights(width, size[1]).to(x)
     return torch.einsum("ih,jw,bfhw->bfij", rows, columns, x)
 
 

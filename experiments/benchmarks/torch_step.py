@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from experiments.benchmarks import torch_networks
-from experiments.benchmarks.step import drawn_batch
+from experiments.benchmarks.step_rows import drawn_batch
 from experiments.benchmarks.torch_networks import area_pool
 
 
@@ -20,7 +20,7 @@ def make_segmentation_step(generator, optimizer, ignore_label=255, bfloat16=Fals
 
     def step(image, label):
         optimizer.zero_grad(set_to_none=True)
-        with _precision(bfloat16):
+        with _precision(bfloat16, image.device.type):
             logits = generator(image)
         loss = segmentation_loss(logits, label, ignore_label)
         loss.backward()
@@ -45,16 +45,16 @@ def make_adversarial_step(
     weights = list(adversary.parameters())
 
     def step(image, label):
-        with _precision(bfloat16):
+        with _precision(bfloat16, image.device.type):
             logits = generator(image)
-        with torch.no_grad(), _precision(bfloat16):
+        with torch.no_grad(), _precision(bfloat16, image.device.type):
             features = extractor(image)
 
         # --- A: eq. 6 --------------------------------------------------------
         adversary_optimizer.zero_grad(set_to_none=True)
         probs = logits.detach().softmax(1)
         real = real_map(probs, label, epsilon, ignore_label)
-        with _precision(bfloat16):
+        with _precision(bfloat16, image.device.type):
             on_real, on_fake = adversary(real, features), adversary(probs, features)
         valid = valid_cells(label, ignore_label, on_real)
         loss_d = bce(1.0, on_real, valid) + bce(0.0, on_fake, valid)
@@ -69,7 +69,7 @@ def make_adversarial_step(
         segmentation = segmentation_loss(logits, label, ignore_label)
         u = logits.softmax(1)
         fake = torch.where((label != ignore_label)[:, None], u, u.detach())
-        with _precision(bfloat16):
+        with _precision(bfloat16, image.device.type):
             verdicts = adversary(fake, features)
         adversarial = -bce(0.0, verdicts, valid)
         (segmentation + lambda_adv * adversarial).backward()
@@ -85,10 +85,10 @@ def make_adversarial_step(
     return step
 
 
-def _precision(bfloat16):
+def _precision(bfloat16, device):
     if not bfloat16:
         return contextlib.nullcontext()
-    return torch.autocast("cpu", torch.bfloat16)
+    return torch.autocast(device, torch.bfloat16)
 
 
 def segmentation_loss(logits, label, ignore_label):
@@ -132,11 +132,18 @@ def valid_cells(label, ignore_label, verdicts):
 
 
 def build_peer(settings):
-    """The peer's steps by phase, on the batch that ours sees."""
+    """The peer's steps by phase, on the batch that ours sees.
+
+    On a GPU float32 goes through TF32, as it does in XLA, and cuDNN looks for its
+    fastest kernels; there "peak_memory" is the most that lay on the device.
+    """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = settings.get("device", "cpu")
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     backbone = settings["arm"].removesuffix("_g")
     sizes = (backbone, settings["num_classes"], settings["width"])
-    generator = torch_networks.build_generator(*sizes)
+    generator = torch_networks.build_generator(*sizes).to(device)
     compiled = generator
     if settings["library"] == "torch.compile":
         compiled = torch.compile(generator)
@@ -148,14 +155,23 @@ def build_peer(settings):
         steps["phase1"] = make_segmentation_step(compiled, adam, bfloat16=bfloat16)
     if "adversarial" in settings["phases"]:
         extractor, adversary = torch_networks.build_adversary(*sizes)
+        adversary = adversary.to(device)
         momentum = torch.optim.SGD(adversary.parameters(), 3e-4, 0.9, fused=True)
         steps["adversarial"] = make_adversarial_step(
-            compiled, adversary, extractor, adam, momentum, bfloat16=bfloat16
+            compiled,
+            adversary,
+            extractor.to(device),
+            adam,
+            momentum,
+            bfloat16=bfloat16,
         )
     image, label = drawn_batch(settings)
     # A view of [B, H, W, 3]: channels last already.
-    image = torch.from_numpy(image).permute(0, 3, 1, 2)
-    label = torch.from_numpy(label).long()
-    return {
+    image = torch.from_numpy(image).to(device).permute(0, 3, 1, 2)
+    label = torch.from_numpy(label).long().to(device)
+    work = {
         phase: lambda step=step: step(image, label) for phase, step in steps.items()
     }
+    if device == "cuda":
+        work["peak_memory"] = torch.cuda.max_memory_allocated
+    return work

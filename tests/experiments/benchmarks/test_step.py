@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from experiments.benchmarks import step
+from experiments.benchmarks import step, step_rows
 
 SETTINGS = {
     "arm": "vgg16_g",
@@ -12,7 +12,7 @@ SETTINGS = {
     "width": 0.03125,
     "precision": "float32",
     "library": "ours, jit off",
-    "phases": list(step.PHASES),
+    "phases": list(step_rows.PHASES),
 }
 
 
@@ -22,11 +22,11 @@ def work():
 
 
 def test_the_phases_are_the_runs_own(work):
-    scalars = {phase: work[phase]() for phase in step.PHASES}
+    scalars = {phase: work[phase]() for phase in step_rows.PHASES}
     assert set(scalars["phase1"]) == set(scalars["control"])
     assert "loss/loss_d" in scalars["adversarial"]
     assert all(np.isfinite(s["loss/mce"]) for s in scalars.values())
-    assert work["product"]() == step.PRODUCT_SIZE  # of ones
+    assert work["product"]() == step_rows.PRODUCT_SIZE  # of ones
 
 
 def test_the_adversary_adds_arithmetic(work):
@@ -37,13 +37,14 @@ def test_the_adversary_adds_arithmetic(work):
 
 
 def test_without_a_no_adversary_is_built():
-    assert list(step.make_steps({**SETTINGS, "phases": ["phase1"]})) == ["phase1"]
+    steps, networks = step.make_steps({**SETTINGS, "phases": ["phase1"]})
+    assert list(steps) == ["phase1"] and networks.adversary is None
 
 
 def test_batch_norm_is_frozen_as_it_is_from_imagenet_weights():
     settings = {**SETTINGS, "arm": "resnet50", "phases": ["phase1"]}
-    traced = step.make_steps(settings)["phase1"].get_concrete_function(
-        *map(tf.constant, step.drawn_batch(settings))
+    traced = step.make_steps(settings)[0]["phase1"].get_concrete_function(
+        *map(tf.constant, step_rows.drawn_batch(settings))
     )
     updated = [
         op for op in traced.graph.get_operations() if op.type == "ResourceApplyAdam"
@@ -69,7 +70,7 @@ def test_ratios_and_table():
         row("ours, jit off", "adversarial", 4.5),
         row("torch", "phase1", 6.0),
     ]
-    rows = step._with_ratios(rows)
+    rows = step_rows.with_ratios(rows)
     # 3 / 6, 3.3 / 6 (phase 2 without A is phase 1), no partner, itself.
     assert [r["to_peer"] for r in rows] == [0.5, pytest.approx(0.55), None, 1.0]
     # 3 / 3, 3.3 / 3, 4.5 / 3, itself.
