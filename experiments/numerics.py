@@ -3,13 +3,17 @@ r"""Holds bfloat16 and XLA against float32: every loss of every step, and the mI
 python -m experiments.numerics --data_dir=DATA --workdir=RUNS/numerics --arm=vgg16_g \
     --dataset=camvid --phase1_steps=50 --phase2_steps=50 --dropout=0
 
-Takes the flags of `experiments.train`. Dropout has to be 0: XLA may draw other masks.
+Takes the flags of `experiments.train`, without those that it sets itself: precision,
+jit_compile, log_every. Dropout has to be 0: XLA may draw other masks. The guard has to
+be off: it leaves out losses that are not finite.
+
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.
 """
 
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
 from experiments.flags import (
@@ -20,8 +24,8 @@ from experiments.flags import (
 from experiments.progress import show_own_messages
 from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.evaluate import write_metrics
-from ss_gan_tf.messages import one_line
-from ss_gan_tf.numerics import VARIANTS, format_table, run_variants
+from ss_gan_tf.messages import first_line, one_line
+from ss_gan_tf.numerics import CHOSEN, VARIANTS, format_table, run_variants
 
 FLAGS = flags.FLAGS
 
@@ -37,15 +41,25 @@ def define_flags():
     flags.DEFINE_integer("num_seeds", 3, "float32 runs.", lower_bound=2)
 
 
+def _config_from_flags():
+    """The run; refuses what cannot be compared, or is set here."""
+    for name in CHOSEN:
+        if FLAGS[name].present:
+            value = FLAGS[name].value
+            raise ValueError(f"{name}={value}: the comparison chooses it itself")
+    config = config_from_flags()
+    if config.dropout:
+        raise ValueError(f"dropout={config.dropout}: must be 0 for a comparison.")
+    return config
+
+
 def main(argv):
     """Runs and compares; exits with 1 and one line when it cannot."""
     refuse_arguments(argv)
     show_own_messages()
     keep_freed_memory()
     try:
-        config = config_from_flags()
-        if config.dropout:
-            raise ValueError(f"dropout={config.dropout}: must be 0 for a comparison.")
+        config = _config_from_flags()
         result = run_variants(
             config,
             FLAGS.data_dir,
@@ -57,6 +71,8 @@ def main(argv):
         write_metrics(result, f"{FLAGS.workdir}/numerics.json")
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except tf.errors.OpError as error:  # XLA, or data that cannot be read
+        sys.exit(f"error: {first_line(error)}")
     print(format_table(result))
     if not all(row["within"] for row in result["rows"] + result["miou"]):
         sys.exit(2)

@@ -203,6 +203,11 @@ def create_app(
     def too_large(error):
         return {"error": f"more than {max_bytes / 1024**2:.0f} MB"}, 413
 
+    @app.errorhandler(500)
+    def unexpected(error):  # flask has logged it, with where it came from
+        cause = getattr(error, "original_exception", None) or error
+        return {"error": f"an error of the program: {first_line(cause)}"}, 500
+
     return app
 
 

@@ -64,9 +64,10 @@ def evaluate(
             are averaged.
         flip: whether each of them is seen mirrored too.
         batch_size: images in one forward pass, as far as sizes agree; the result does
-            not depend on it.
+            not depend on it, but for rounding of calibration's confidences.
         progress: called with the number of images counted so far, and of all images
-            where the dataset knows it.
+            where the dataset knows it. With several workers the first counts those of
+            all of them, the second is this worker's share alone.
         predictor: what `make_predictor` returned for the same generator and settings;
             handing it in again saves tracing when a run evaluates many times.
         on_prediction: called with each image's name and class ids, [H, W] uint8, one

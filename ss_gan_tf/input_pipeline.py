@@ -165,7 +165,8 @@ def train_batches(
     n counts the examples of the whole run from 0; batch k of a run holds the
     examples k * batch_size to (k + 1) * batch_size - 1.  Every pass over the
     split shows each example once, in a new order. Of W workers number w gets the
-    w-th of W equal shares of each batch.
+    w-th of W equal shares of each batch. OpenCV is left with one thread, in the whole
+    process and for good.
 
     Args:
         prepared: The data set.

@@ -17,6 +17,7 @@ import numpy as np
 
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.results import read_json
 from ss_gan_tf.train import train
 
 REFERENCE = "float32"
@@ -26,6 +27,7 @@ VARIANTS = {
     "float32-xla": {"precision": "float32", "jit_compile": "on"},
     "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
 }
+CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
 # A step's loss may be off by this share of the float32 run's mean over its phase; the
 # mean over the steps by a third of it. bfloat16 has 8 bits, XLA another order of sums.
 TOLERANCES = {"bfloat16": 0.06, "float32-xla": 0.02, "bfloat16-xla": 0.06}
@@ -42,7 +44,8 @@ def run_variants(
     """Runs float32 for every seed and each variant for the first one.
 
     Args:
-        config: the run; precision, jit_compile and seed are replaced.
+        config: the run, without the guard, which would leave out losses; `CHOSEN` and
+            the seed are replaced.
         data_dir: prepared data.
         workdir: where the results of finished runs are kept.
         variants: keys of `VARIANTS`; float32 is always run.
@@ -53,13 +56,16 @@ def run_variants(
         What `compare` says.
 
     Raises:
-        ValueError: an unknown variant, or the folder holds runs of other settings.
+        ValueError: an unknown variant, a guarded run, or runs without a labelled
+            pixel; or the folder holds damaged results or those of other settings.
     """
     unknown = set(variants) - set(VARIANTS)
     if unknown:
         raise ValueError(
             f"variants={','.join(sorted(unknown))}: must be among {', '.join(VARIANTS)}"
         )
+    if config.guard:
+        raise ValueError("guard=True: must be off, it leaves out what is not finite")
     seeds = range(config.seed, config.seed + num_seeds)
     plan = [(REFERENCE, seed) for seed in seeds]
     plan += [(v, config.seed) for v in VARIANTS if v in variants and v != REFERENCE]
@@ -80,12 +86,30 @@ def run_variants(
 def _run(config, data_dir, place):
     """Losses of every step and the last mIoU; from the file where there is one."""
     path, settings = f"{place}.json", json.loads(config.to_json())
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            kept = json.load(file)
-        if kept["config"] != settings:
-            raise ValueError(f"{path}: is of a run with other settings; move it away")
-        return kept
+    if not os.path.exists(path):
+        _make(config, settings, data_dir, place, path)
+    kept = read_json(path, ("config", "losses", "miou"))
+    if kept["config"] != settings:
+        raise ValueError(f"{path}: is of a run with other settings; move it away")
+    if kept["miou"] is None:
+        raise ValueError(f"{path}: no labelled pixel was validated, so no mIoU")
+    if not (
+        isinstance(kept["losses"], dict)
+        and all(map(_is_numbers, kept["losses"].values()))
+        and _is_numbers([kept["miou"]])
+    ):
+        raise ValueError(f"{path}: losses and miou must be numbers")
+    return kept
+
+
+def _is_numbers(values):
+    if not (isinstance(values, list) and values):
+        return False
+    return all(type(value) in (int, float) for value in values)
+
+
+def _make(config, settings, data_dir, place, path):
+    """Trains, and writes the losses of every step and the last mIoU."""
     # An interrupted one begins anew: its first losses are gone.
     shutil.rmtree(place, ignore_errors=True)
     losses = {}
@@ -101,7 +125,6 @@ def _run(config, data_dir, place):
     result = {"config": settings, "losses": losses, "miou": metrics["miou"]}
     write_metrics(result, path)
     shutil.rmtree(place)
-    return result
 
 
 def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
@@ -116,6 +139,9 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
         (absolute differences as shares of it), tolerance, within. "miou": variant,
         value, difference (from float32), within; "spread" is the largest less the
         smallest mIoU of the float32 runs.
+
+    Raises:
+        ValueError: a variant has other losses, or of other steps, than float32.
     """
     reference = runs[REFERENCE, seed]
     of_seeds = [
@@ -127,6 +153,11 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
         if variant == REFERENCE:
             continue
         tolerance = TOLERANCES[variant]
+        if _lengths(run) != _lengths(reference):
+            raise ValueError(
+                f"{variant}: losses of the steps {_lengths(run)}, float32's are "
+                f"{_lengths(reference)}"
+            )
         for name, values in reference["losses"].items():
             expected, given = np.array(values), np.array(run["losses"][name])
             scale = np.abs(expected).mean()
@@ -154,6 +185,10 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
             }
         )
     return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
+
+
+def _lengths(run):
+    return {name: len(values) for name, values in run["losses"].items()}
 
 
 def format_table(result: dict) -> str:

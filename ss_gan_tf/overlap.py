@@ -23,8 +23,8 @@ def in_order(
         num_threads: threads that work.
 
     Yields:
-        work(item) for each item, in order. Where one raised, that error; no item is
-        begun after it, or after the iterator is closed.
+        work(item) for each item, in order. Where one raised, that error; none is
+        given back after it, and none is begun after the iterator is closed.
     """
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:

@@ -27,6 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_PIXELS = 100_000_000  # larger images are refused before their pixels are decoded
 MAX_WHOLE_PIXELS = 2048 * 1024  # larger images are run in windows: memory stays bounded
 WINDOW, OVERLAP = 1024, 1 / 3  # pixels; share of a window
+_PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8)  # what is given to a model
 
 # EXIF orientation -> what makes the picture upright (1 is upright).
 _UPRIGHT = {
@@ -191,11 +192,30 @@ def load_model(model_dir: str) -> Model:
         classes = strict_json.read(os.path.join(model_dir, CLASSES_FILE))
         names, colors = strict_json.class_table(classes)
         loaded = tf.saved_model.load(model_dir)
+        _check_signature(loaded, len(names))
     except (OSError, ValueError, LookupError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
             f"the export in {model_dir} is damaged: {first_line(error)}"
         ) from error
     return Model(loaded, names, colors)
+
+
+def _check_signature(saved_model: Any, num_classes: int):
+    """Refuses a SavedModel that `segment` cannot call, or of other classes."""
+    if "serving_default" not in saved_model.signatures:
+        raise ValueError("saved_model.pb has no signature serving_default")
+    serve = saved_model.signatures["serving_default"]
+    inputs, outputs = serve.structured_input_signature[1], serve.structured_outputs
+    if set(inputs) != {"images"} or not _PIXELS.is_subtype_of(inputs["images"]):
+        raise ValueError("serving_default must take images, uint8 [B, H, W, 3]")
+    if not {"class_ids", "probabilities"} <= set(outputs):
+        raise ValueError("serving_default must give class_ids and probabilities")
+    shape = outputs["probabilities"].shape
+    given = shape[-1] if shape.rank else None
+    if given not in (None, num_classes):
+        raise ValueError(
+            f"the network has {given} classes, {CLASSES_FILE} names {num_classes}"
+        )
 
 
 def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -225,10 +225,13 @@ def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
         The folder, in which no other process is at work.
 
     Raises:
-        ValueError: another process is at work there; nothing was touched.
+        ValueError: another process is at work there, or a link stands where the copy
+            should lie; nothing was touched.
     """
     number, num_workers = worker(strategy)
     folder = _copy_of(workdir, number) if number else workdir
+    if number and os.path.islink(folder):
+        raise ValueError(f"{folder}: is a link, not this worker's folder; remove it")
     with lock.alone_in(folder):
         if number:
             _copy(workdir, folder)
@@ -251,7 +254,7 @@ def _copy(workdir, folder):
     """Makes a folder hold what another one does; its lock stays, and is held."""
     for name in set(os.listdir(folder)) - {lock.FILE}:
         path = os.path.join(folder, name)
-        if os.path.isdir(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.remove(path)

@@ -14,6 +14,8 @@ from ss_gan_tf import per_image, replicas
 from ss_gan_tf.messages import first_line
 from ss_gan_tf.per_image import PerImage
 
+MAX_MESSAGE = 2**24  # bytes; a length below it is exact as a float32
+
 _COUNTS, _END, _TROUBLE = b"c", b"e", b"t"
 
 
@@ -60,6 +62,7 @@ class Workers:
             try:
                 part = next(parts, None)
                 message = _END if part is None else _COUNTS + per_image.to_bytes(part)
+                _check_size(message)
             except Exception as own:  # the others have to hear of it, whatever it is
                 error, message = own, _TROUBLE + first_line(own).encode()
             answers = self.exchange(message)
@@ -79,7 +82,12 @@ class Workers:
             yield per_image.join(found)
 
     def exchange(self, message: bytes) -> list[bytes]:
-        """The messages of all workers, in their order; below 16 MB each."""
+        """The messages of all workers, in their order; each below `MAX_MESSAGE`.
+
+        Raises:
+            ValueError: this worker's is larger; the others wait for it.
+        """
+        _check_size(message)
         # Floats, because not every device gathers bytes; they hold these exactly.
         content = np.frombuffer(message, np.uint8).astype(np.float32)
         head = np.float32([self.number, len(message)])
@@ -117,3 +125,11 @@ class Workers:
             return strategy.experimental_local_results(values)[0]
 
         return on_all_replicas
+
+
+def _check_size(message):
+    if len(message) >= MAX_MESSAGE:
+        raise ValueError(
+            f"a worker's message has {len(message)} bytes, it must be below "
+            f"{MAX_MESSAGE}"
+        )

@@ -199,6 +199,16 @@ def test_a_file_that_is_no_picture_is_one_line(client, data, message):
     assert "\n" not in answer.json["error"]
 
 
+def test_an_unexpected_error_is_one_line_too(monkeypatch, client):
+    def fail(*_):
+        raise IndexError("index 2 is out of bounds\nfor axis 0")
+
+    monkeypatch.setattr(predict, "segment", fail)
+    answer = post(client, encode(picture()))
+    assert answer.status_code == 500 and answer.is_json
+    assert answer.json == {"error": "an error of the program: index 2 is out of bounds"}
+
+
 def test_a_file_that_is_too_large_is_not_read(client):
     answer = post(client, bytes(100_001))
     assert (answer.status_code, answer.json) == (413, {"error": "more than 0 MB"})

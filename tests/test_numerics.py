@@ -1,9 +1,14 @@
 """What is compared with what, and that an equal run is equal."""
 
 import dataclasses
+import json
+import re
+import types
 
 import pytest
+import tensorflow as tf
 
+from experiments import numerics as program
 from ss_gan_tf import numerics
 from ss_gan_tf.config import Config
 
@@ -81,3 +86,92 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
     other = dataclasses.replace(config, crop_size=321)
     with pytest.raises(ValueError, match="other settings"):
         numerics.run_variants(other, "DATA", str(tmp_path), ["bfloat16"], 2)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{}", "must hold config, losses, miou"),
+        ("[]", "not JSON (it holds a list"),
+        ("x", "not JSON"),
+        ({"losses": []}, "losses and miou must be numbers"),
+        ({"losses": {"phase1 mce": ["1"]}}, "losses and miou must be numbers"),
+        ({"losses": {"phase1 mce": []}}, "losses and miou must be numbers"),
+        ({"miou": "0.5"}, "losses and miou must be numbers"),
+        ({"miou": None}, "no labelled pixel was validated"),
+    ],
+)
+def test_damaged_results_are_one_line_with_the_files_name(tmp_path, content, message):
+    config = Config()
+    if isinstance(content, dict):
+        changed = dataclasses.replace(config, **numerics.VARIANTS["float32"])
+        settings = json.loads(dataclasses.replace(changed, log_every=1).to_json())
+        whole = {"config": settings, "losses": {"phase1 mce": [1.0]}, "miou": 0.5}
+        content = json.dumps(whole | content)
+    (tmp_path / "float32-0.json").write_text(content)
+    expected = re.escape(f"{tmp_path}/float32-0.json: {message}")
+    with pytest.raises(ValueError, match=expected) as error:
+        numerics.run_variants(config, "DATA", str(tmp_path), [])
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_without_a_labelled_pixel_is_one_line(monkeypatch, tmp_path):
+    def train(config, data_dir, workdir, progress):
+        (tmp_path / workdir).mkdir()
+        progress("phase1", 1, 1, {"loss/mce": 1.0})
+        return {"miou": None}
+
+    monkeypatch.setattr(numerics, "train", train)
+    with pytest.raises(ValueError, match="float32-0.json: no labelled pixel"):
+        numerics.run_variants(Config(), "DATA", str(tmp_path), [])
+
+
+def test_losses_of_other_steps_are_not_compared(tmp_path):
+    runs = {
+        ("float32", 0): run(3.0, 1.0, miou=0.50),
+        ("bfloat16", 0): run(3.0, miou=0.52),
+    }
+    with pytest.raises(ValueError, match="bfloat16: losses of the steps .*mce': 1}"):
+        numerics.compare(runs, 0)
+    guarded = dataclasses.replace(Config(), guard=True)
+    with pytest.raises(ValueError, match="guard=True: must be off"):
+        numerics.run_variants(guarded, "DATA", str(tmp_path), [])
+
+
+@pytest.mark.parametrize(
+    "given, config, error, message",
+    [
+        ({"precision": "float32"}, {}, None, "precision=float32: the comparison"),
+        ({"jit_compile": "on"}, {}, None, "jit_compile=on: the comparison chooses"),
+        ({"log_every": 5}, {}, None, "log_every=5: the comparison chooses"),
+        ({}, {"dropout": 0.5}, None, "dropout=0.5: must be 0"),
+        ({}, {"guard": True}, None, "guard=True: must be off"),
+        ({}, {}, tf.errors.DataLossError(None, None, "corrupt\nat 7"), "corrupt"),
+    ],
+)
+def test_the_program_ends_with_one_line(
+    monkeypatch, tmp_path, given, config, error, message
+):
+    class Flags(dict):
+        data_dir, workdir, variants, num_seeds = "DATA", str(tmp_path), [], 2
+
+        def __missing__(self, name):
+            value = given.get(name)
+            return types.SimpleNamespace(present=name in given, value=value)
+
+    def train(*_, **__):
+        raise error
+
+    monkeypatch.setattr(program, "FLAGS", Flags())
+    monkeypatch.setattr(
+        program,
+        "config_from_flags",
+        lambda: dataclasses.replace(Config(dropout=0.0), **config),
+    )
+    for name in ("show_own_messages", "keep_freed_memory"):
+        monkeypatch.setattr(program, name, lambda: None)
+    monkeypatch.setattr(numerics, "train", train)
+    with pytest.raises(SystemExit) as exit_:
+        program.main([""])
+    assert exit_.value.code.startswith(f"error: {message}")
+    assert "\n" not in exit_.value.code

@@ -1,12 +1,15 @@
 import errno
 import io
+import json
 import os
 import pathlib
+import shutil
 import zlib
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from ss_gan_tf import inference, predict
@@ -354,3 +357,43 @@ def test_a_damaged_export_is_one_clear_error(model_dir, tmp_path, damage):
     (tmp_path / damage).write_bytes(b"{")
     with pytest.raises(ValueError, match="the export in .* is damaged"):
         predict.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], (*NAMES, "sky")])
+def test_an_export_with_names_for_other_classes_is_damaged(model_dir, tmp_path, names):
+    shutil.copytree(model_dir, tmp_path / "export")
+    classes = {"class_names": names, "class_colors": [[1, 2, 3]] * len(names)}
+    (tmp_path / "export" / "classes.json").write_text(json.dumps(classes))
+    expected = (
+        f"export is damaged: the network has 3 classes, classes.json names {len(names)}"
+    )
+    with pytest.raises(ValueError, match=expected):
+        predict.load_model(str(tmp_path / "export"))
+
+
+@pytest.mark.parametrize(
+    "name, argument, dtype, results, message",
+    [
+        ("other", "images", tf.uint8, ("class_ids", "probabilities"), "no signature"),
+        ("serving_default", "x", tf.uint8, ("class_ids", "probabilities"), "must take"),
+        (
+            *("serving_default", "images", tf.float32),
+            *(("class_ids", "probabilities"), "must take images, uint8"),
+        ),
+        ("serving_default", "images", tf.uint8, ("class_ids",), "must give"),
+    ],
+)
+def test_another_savedmodel_is_no_export(
+    model_dir, tmp_path, name, argument, dtype, results, message
+):
+    spec = tf.TensorSpec([None, None, None, 3], dtype, name=argument)
+    module = tf.Module()
+    module.call = tf.function(
+        lambda pixels: dict.fromkeys(results, tf.cast(pixels, tf.float32)),
+        input_signature=[spec],
+    )
+    tf.saved_model.save(module, str(tmp_path), {name: module.call})
+    shutil.copy(pathlib.Path(model_dir, "classes.json"), tmp_path)
+    with pytest.raises(ValueError, match=f"is damaged: .*{message}") as error:
+        predict.load_model(str(tmp_path))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import tempfile
 import time
@@ -165,6 +166,24 @@ def test_a_group_that_is_started_twice_leaves_the_first_ones_folders(second_work
             with own_folder():
                 pytest.fail("two at once")
         assert mine.exists()
+
+
+def test_links_of_others_are_not_followed(second_worker, tmp_path):
+    _, own_folder = second_worker
+    foreign = tmp_path / "foreign"
+    (foreign / "deep").mkdir(parents=True)
+    (foreign / "deep" / "kept").touch()
+    with pytest.raises(KeyError), own_folder() as folder:
+        copy = pathlib.Path(folder)
+        (copy / "link").symlink_to(foreign / "deep")
+        raise KeyError
+    with own_folder():  # takes the link away, and nothing behind it
+        assert not (copy / "link").exists()
+    copy.symlink_to(foreign)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(copy))}: is a link"):
+        with own_folder():
+            pytest.fail("through the link")
+    assert os.listdir(foreign) == ["deep"] and (foreign / "deep" / "kept").exists()
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",
         "train",
     },
-    "numerics": {"config", "evaluate", "train"},
+    "numerics": {"config", "evaluate", "results", "train"},
     "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
     "validation": {
         "adversary", "backbones", "config", "evaluate", "inference", "input_pipeline",

@@ -86,6 +86,19 @@ def test_an_error_ends_all_of_them_in_one_round():
         assert str(other) == "worker 1: the disk"
 
 
+def test_a_message_that_is_too_large_ends_all_of_them(monkeypatch):
+    workers = Workers(tf.distribute.get_strategy())
+    with pytest.raises(ValueError, match="has 16777216 bytes, it must be below 1677"):
+        workers.exchange(bytes(2**24))
+    small, large = image(1), per_image.join([image(n) for n in range(2, 99)])
+    limit = len(per_image.to_bytes(large)) + 1  # with its letter, just as long
+    assert len(per_image.to_bytes(small)) + 1 < limit
+    monkeypatch.setattr("ss_gan_tf.workers.MAX_MESSAGE", limit)
+    (_, other), (_, own) = Hall(2).run([[small], [large]])
+    assert str(own).startswith(f"a worker's message has {limit} bytes")
+    assert str(other) == f"worker 1: {own}"
+
+
 def test_alone_nothing_is_asked():
     workers = Workers(tf.distribute.get_strategy())
     assert (workers.number, workers.count) == (0, 1)
