@@ -54,10 +54,11 @@ class Variant:
     changes: dict[str, Any]  # the same as fields of Config
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w.-]+", self.name, re.ASCII) or self.name in ROLES:
+        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII) or self.name in ROLES:
             raise ValueError(
                 f"variant={self.name!r}: needs a name of letters, digits, '_', '-' and "
-                f"'.' that is none of {', '.join(ROLES)}"
+                "'.' that begins with none of the last two and is none of "
+                f"{', '.join(ROLES)}"
             )
         allowed = {*config_rules.ADVERSARY, "guard", *config_rules.GUARD}
         if shared := sorted(set(self.changes) - allowed):

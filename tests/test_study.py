@@ -200,6 +200,10 @@ def test_variants_share_phase_1_and_control():
     [
         ("a/b", {"epsilon": 1.0}, "needs a name of letters"),
         ("", {"epsilon": 1.0}, "needs a name of letters"),
+        (".", {"epsilon": 1.0}, "needs a name of letters"),
+        ("..", {"epsilon": 1.0}, "needs a name of letters"),
+        (".hidden", {"epsilon": 1.0}, "needs a name of letters"),
+        ("-x", {"epsilon": 1.0}, "needs a name of letters"),
         ("control", {"epsilon": 1.0}, "none of phase1, control"),
         ("x", {"epsilon": 1.0, "crop_size": 9}, "not crop_size, which the control"),
         ("x", {"placebo": "entropy"}, "not placebo"),
