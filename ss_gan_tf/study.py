@@ -199,7 +199,9 @@ def run_study(
     for run in runs:
         variant = {"variant": run.variant.name} if run.variant else {}
         waiting = {"role": run.role, **variant, "status": "waiting"}
-        study["runs"].setdefault(run.name, waiting)
+        entry = study["runs"].setdefault(run.name, waiting)
+        if _is_finished(entry, settings):  # before the others need the room
+            _prune(run, entry, settings, workdir, study)
     for number, run in enumerate(runs, start=1):
         entry = study["runs"][run.name]
         position = f"{number} of {len(runs)}, {run.name}"
@@ -257,11 +259,19 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             entry["metrics"][key] = results.read_metrics(folder, key)
             _write(study, workdir)
     entry["status"] = "done"
-    if settings.prune and (run.variant or run.role in PLACEBOS):
+    _prune(run, entry, settings, workdir, study)
+
+
+def _prune(run, entry, settings, workdir, study):
+    """Removes a finished run's weights if it is to lose them; safe to repeat."""
+    if not entry.get("pruned"):
+        if not (settings.prune and (run.variant or run.role in PLACEBOS)):
+            return
         entry["pruned"] = True
-        _write(study, workdir)
-        for name in WEIGHTS:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        _write(study, workdir)  # first: a run without weights must be known as such
+    for name in WEIGHTS:
+        path = os.path.join(workdir, run.name, name)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def train_flags(run: PlannedRun, settings: Settings) -> list[str]:

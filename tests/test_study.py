@@ -354,6 +354,51 @@ def test_only_weights_that_nobody_needs_are_pruned(bench):
     assert names == {"phase1", "control", "adversarial"}
 
 
+@pytest.fixture
+def weights(bench):
+    """Names of the runs, without seed and backbone, that have weights."""
+
+    def weights():
+        paths = (bench.root / "study" / "seed0" / "vgg16").glob("*/checkpoints")
+        return {path.parent.name for path in paths}
+
+    return weights
+
+
+KEPT = {"phase1", "control", "adversarial"}
+
+
+def test_what_finished_before_pruning_was_asked_for_is_pruned_too(bench, weights):
+    told = {"variants": (RATIO,), "placebos": True}
+    bench.run(**told)
+    assert weights() == KEPT | {"ratio0.1", "entropy", "frozen_adversary"}
+    bench.calls()
+    # What a new split is asked of keeps its weights until it has answered.
+    told |= {"prune": True, "splits": ("test", "val")}
+    bench.break_("evaluate " + bench.workdir + "/seed0/vgg16/ratio0.1")
+    bench.run(**told)
+    assert weights() == KEPT | {"ratio0.1"}
+    bench.mend()
+    runs = bench.run(**told)["runs"]
+    assert weights() == KEPT
+    assert "val-best" in runs["seed0/vgg16/ratio0.1"]["metrics"]
+
+
+def test_pruning_that_was_cut_off_is_caught_up_with(bench, weights, monkeypatch):
+    told = {"variants": (RATIO,)}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ss_gan_tf.study.shutil.rmtree", killed)
+        bench.run(**told, prune=True)
+    assert "ratio0.1" in weights()
+    runs = bench.run(**told)["runs"]  # that the weights go has been decided
+    assert weights() == KEPT
+    assert runs["seed0/vgg16/ratio0.1"]["status"] == "done"
+
+
 def test_a_damaged_study_is_one_line(bench):
     with pytest.raises(FileNotFoundError, match="no study here"):
         study.read_study(bench.workdir)
