@@ -34,6 +34,16 @@ CHECKPOINTS = ("last", "best")
 # Of a run, what holds weights.
 WEIGHTS = ("checkpoints", "best", "guard", "export")
 
+# What is read of the settings, and of a run, in study.json; the latter has its status
+# from the start, and the rest as it comes.
+SETTINGS = {"config": dict, "evaluate_flags": list, "last_validations": int}
+ENTRY = {
+    "variant": str,
+    "trained": bool,
+    "train_seconds": (int, float),
+    "pruned": bool,
+}
+
 # Set by the study for each run, so nobody else may.
 RESERVED = ("arm", "seed", "init_generator", "placebo")
 
@@ -336,7 +346,23 @@ def read_study(workdir: str) -> dict[str, Any]:
     path = os.path.join(workdir, "study.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{workdir}: no study here (study.json is missing)")
-    return results.read_json(path, ("settings", "machine", "runs"))
+    study = results.read_json(path, ("settings", "machine", "runs"))
+    kinds = {"settings": dict, "machine": dict, "runs": dict}
+    results.check_fields(path, "the study", study, kinds)
+    settings = study["settings"]
+    results.check_fields(path, "settings", settings, SETTINGS)
+    variants = settings.get("variants", {})  # there were none once
+    kinds = dict.fromkeys(variants, list) if isinstance(variants, dict) else {}
+    results.check_fields(path, "variants", variants, kinds)
+    for name, words in variants.items():
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path}: {name} of variants is missing or damaged")
+    for name, entry in study["runs"].items():
+        results.check_fields(path, repr(name), entry, {"status": str})
+        results.check_fields(path, repr(name), entry, ENTRY, optional=True)
+        if entry.get("trained"):
+            results.check_fields(path, repr(name), entry, {"metrics": dict})
+    return study
 
 
 def _open(settings, workdir) -> dict[str, Any]:
@@ -358,7 +384,11 @@ def _open(settings, workdir) -> dict[str, Any]:
         old = read_study(workdir)
     except FileNotFoundError:
         return study
-    before = Config.from_json(json.dumps(old["settings"]["config"]))
+    try:
+        before = Config.from_json(json.dumps(old["settings"]["config"]))
+    except ValueError as error:
+        path = os.path.join(workdir, "study.json")
+        raise ValueError(f"{path}: settings are damaged ({error})") from error
     differences = [
         f"{name}={there!r} there, {here!r} now"
         for name, here in dataclasses.asdict(settings.config).items()

@@ -409,6 +409,50 @@ def test_a_damaged_study_is_one_line(bench):
             bench.run()
 
 
+CONTROL = "seed0/vgg16/control"
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (("settings",), [], "settings of the study is"),
+        (("settings",), {}, "config of settings is"),
+        (("settings", "config"), {"crop_size": "x"}, r"damaged \(crop_size='x'"),
+        (("settings", "last_validations"), True, "last_validations of settings is"),
+        (("settings", "variants"), ["x"], "variants must be an object"),
+        (("settings", "variants"), {"x": "--y"}, "x of variants is"),
+        (("settings", "variants"), {"x": [1]}, "x of variants is"),
+        (("machine",), None, "machine of the study is"),
+        (("runs",), [], "runs of the study is"),
+        (("runs", CONTROL), "done", f"'{CONTROL}' must be an object"),
+        (("runs", CONTROL), {}, f"status of '{CONTROL}' is"),
+        (("runs", CONTROL, "variant"), ["x"], f"variant of '{CONTROL}' is"),
+        (("runs", CONTROL, "metrics"), None, f"metrics of '{CONTROL}' is"),
+        (("runs", CONTROL, "train_seconds"), "1", f"train_seconds of '{CONTROL}' is"),
+    ],
+)
+def test_a_study_of_other_kinds_of_values_is_one_line(bench, place, value, message):
+    path = bench.root / "study" / "study.json"
+    path.parent.mkdir()
+    entry = {"status": "done", "trained": True, "train_seconds": 1, "metrics": {}}
+    told = {
+        "config": json.loads(Config(**PRESETS["smoke"]).to_json()),
+        "evaluate_flags": [],
+        "last_validations": 3,
+    }
+    content = {"settings": told, "machine": {}, "runs": {CONTROL: entry}}
+    path.write_text(json.dumps(content))
+    assert study.read_study(bench.workdir) == content
+    part = content
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        bench.run()
+    assert str(error.value).startswith(f"{path}: ") and bench.calls() == []
+
+
 def test_a_program_told_to_stop_saves_first(tmp_path, monkeypatch):
     saved = tmp_path / "saved"
     program = (
