@@ -134,7 +134,7 @@ class PlannedRun:
     """One process of the train program."""
 
     name: str  # seedN/BACKBONE/ROLE, its folder in the study
-    role: str  # key of ROLES
+    role: str  # key of ROLES: a variant's is "adversarial", in a comparison its name
     config: Config
     needs: str | None  # name of the run whose G it starts from
     variant: Variant | None = None
