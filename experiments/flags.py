@@ -99,6 +99,11 @@ def parse_fields(words: Sequence[str]) -> dict[str, Any]:
     """
     values = flags.FlagValues()
     _define_fields(flag_values=values)
+    for word in words:
+        name = word.lstrip("-").split("=")[0]
+        # absl itself would act on --flagfile and --undefok, which are no fields.
+        if word.startswith("-") and not {name, name.removeprefix("no")} & set(values):
+            raise ValueError(f"Unknown command line flag {name!r}")
     try:
         rest = values(["", *words])[1:]
     except flags.Error as error:

@@ -109,20 +109,21 @@ def _variant(text: str, config: Config, backbones: Sequence[str]) -> study.Varia
     """`NAME: FLAGS` -> the variant.
 
     Raises:
-        ValueError: a flag is none, or does nothing in such a run.
+        ValueError: a flag is none, or does nothing in such a run, or all of them say
+            what the study says already.
     """
     name, _, words = text.partition(":")
     try:
         given = shlex.split(words)
         changes = parse_fields(given)
         variant = study.Variant(name.strip(), tuple(given), changes)
-        if not changes:
-            raise ValueError("changes nothing")
         configs = [
             dataclasses.replace(config, arm=f"{backbone}_g", **changes)
             for backbone in backbones
         ]
         refuse_unused(changes, *configs)
+        if dataclasses.replace(config, **changes) == config:
+            raise ValueError("changes nothing")
     except ValueError as error:
         raise ValueError(f"--variant={text!r}: {error}") from error
     return variant

@@ -1,7 +1,7 @@
 """What a run left behind, read for comparison: its role, metrics, last validations."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ss_gan_tf import config_rules, strict_json, summaries
@@ -118,6 +118,36 @@ def guard_outcome(run_dir: str) -> dict[str, Any]:
         "ended": any(alarm["action"] == "end" for alarm in done),
         "last_step": done[-1]["step"] if done else None,
     }
+
+
+def check_fields(
+    path: str,
+    place: str,
+    content: Any,
+    kinds: Mapping[str, Any],
+    optional: bool = False,
+):
+    """Checks a part of a JSON file: an object whose fields are of these kinds.
+
+    Args:
+        path: of the file, for the message.
+        place: of the part in it, for the message.
+        content: of the part.
+        kinds: name -> type or types, a bool being no number.
+        optional: whether fields may be missing.
+
+    Raises:
+        ValueError: it is something else; the message names file and part.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {place} must be an object")
+    for name, kind in kinds.items():
+        if optional and name not in content:
+            continue
+        value = content.get(name)
+        is_number = not isinstance(value, bool) or kind is bool
+        if not (isinstance(value, kind) and is_number):
+            raise ValueError(f"{path}: {name} of {place} is missing or damaged")
 
 
 def read_json(path: str, needed: Sequence[str]) -> dict[str, Any]:

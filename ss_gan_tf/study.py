@@ -34,6 +34,16 @@ CHECKPOINTS = ("last", "best")
 # Of a run, what holds weights.
 WEIGHTS = ("checkpoints", "best", "guard", "export")
 
+# What is read of the settings, and of a run, in study.json; the latter has its status
+# from the start, and the rest as it comes.
+SETTINGS = {"config": dict, "evaluate_flags": list, "last_validations": int}
+ENTRY = {
+    "variant": str,
+    "trained": bool,
+    "train_seconds": (int, float),
+    "pruned": bool,
+}
+
 # Set by the study for each run, so nobody else may.
 RESERVED = ("arm", "seed", "init_generator", "placebo")
 
@@ -54,10 +64,11 @@ class Variant:
     changes: dict[str, Any]  # the same as fields of Config
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w.-]+", self.name, re.ASCII) or self.name in ROLES:
+        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII) or self.name in ROLES:
             raise ValueError(
                 f"variant={self.name!r}: needs a name of letters, digits, '_', '-' and "
-                f"'.' that is none of {', '.join(ROLES)}"
+                "'.' that begins with none of the last two and is none of "
+                f"{', '.join(ROLES)}"
             )
         allowed = {*config_rules.ADVERSARY, "guard", *config_rules.GUARD}
         if shared := sorted(set(self.changes) - allowed):
@@ -123,7 +134,7 @@ class PlannedRun:
     """One process of the train program."""
 
     name: str  # seedN/BACKBONE/ROLE, its folder in the study
-    role: str  # key of ROLES
+    role: str  # key of ROLES: a variant's is "adversarial", in a comparison its name
     config: Config
     needs: str | None  # name of the run whose G it starts from
     variant: Variant | None = None
@@ -198,7 +209,9 @@ def run_study(
     for run in runs:
         variant = {"variant": run.variant.name} if run.variant else {}
         waiting = {"role": run.role, **variant, "status": "waiting"}
-        study["runs"].setdefault(run.name, waiting)
+        entry = study["runs"].setdefault(run.name, waiting)
+        if _is_finished(entry, settings):  # before the others need the room
+            _prune(run, entry, settings, workdir, study)
     for number, run in enumerate(runs, start=1):
         entry = study["runs"][run.name]
         position = f"{number} of {len(runs)}, {run.name}"
@@ -256,11 +269,19 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             entry["metrics"][key] = results.read_metrics(folder, key)
             _write(study, workdir)
     entry["status"] = "done"
-    if settings.prune and (run.variant or run.role in PLACEBOS):
+    _prune(run, entry, settings, workdir, study)
+
+
+def _prune(run, entry, settings, workdir, study):
+    """Removes a finished run's weights if it is to lose them; safe to repeat."""
+    if not entry.get("pruned"):
+        if not (settings.prune and (run.variant or run.role in PLACEBOS)):
+            return
         entry["pruned"] = True
-        _write(study, workdir)
-        for name in WEIGHTS:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        _write(study, workdir)  # first: a run without weights must be known as such
+    for name in WEIGHTS:
+        path = os.path.join(workdir, run.name, name)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def train_flags(run: PlannedRun, settings: Settings) -> list[str]:
@@ -325,7 +346,23 @@ def read_study(workdir: str) -> dict[str, Any]:
     path = os.path.join(workdir, "study.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{workdir}: no study here (study.json is missing)")
-    return results.read_json(path, ("settings", "machine", "runs"))
+    study = results.read_json(path, ("settings", "machine", "runs"))
+    kinds = {"settings": dict, "machine": dict, "runs": dict}
+    results.check_fields(path, "the study", study, kinds)
+    settings = study["settings"]
+    results.check_fields(path, "settings", settings, SETTINGS)
+    variants = settings.get("variants", {})  # there were none once
+    kinds = dict.fromkeys(variants, list) if isinstance(variants, dict) else {}
+    results.check_fields(path, "variants", variants, kinds)
+    for name, words in variants.items():
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path}: {name} of variants is missing or damaged")
+    for name, entry in study["runs"].items():
+        results.check_fields(path, repr(name), entry, {"status": str})
+        results.check_fields(path, repr(name), entry, ENTRY, optional=True)
+        if entry.get("trained"):
+            results.check_fields(path, repr(name), entry, {"metrics": dict})
+    return study
 
 
 def _open(settings, workdir) -> dict[str, Any]:
@@ -347,7 +384,11 @@ def _open(settings, workdir) -> dict[str, Any]:
         old = read_study(workdir)
     except FileNotFoundError:
         return study
-    before = Config.from_json(json.dumps(old["settings"]["config"]))
+    try:
+        before = Config.from_json(json.dumps(old["settings"]["config"]))
+    except ValueError as error:
+        path = os.path.join(workdir, "study.json")
+        raise ValueError(f"{path}: settings are damaged ({error})") from error
     differences = [
         f"{name}={there!r} there, {here!r} now"
         for name, here in dataclasses.asdict(settings.config).items()

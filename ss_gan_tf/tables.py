@@ -70,7 +70,7 @@ class Tables:
                 if role == "phase1" and gains:
                     text += " The extra steps alone may do this."
                 blocks.append(Text(text, strong=role == "control"))
-            if guarded := self._guarded(group):
+            if guarded := self.guarded(group):
                 blocks.append(Text(guarded, strong=True))
         blocks.append(
             Text(
@@ -320,6 +320,27 @@ class Tables:
             for metrics in result.metrics.values()
         )
 
+    def guard_outcomes(self, group: tuple[str, str], role: str) -> dict[int, dict]:
+        """Seed -> what the guard did to its run of a role or variant."""
+        return {
+            result.config.seed: results.guard_outcome(result.run.workdir)
+            for result in self._results(group, role)
+        }
+
+    def guarded(self, group: tuple[str, str], role: str = "adversarial") -> str:
+        """What the guard did to a role or variant, in words; "" where it slept."""
+        words = []
+        for seed, outcome in self.guard_outcomes(group, role).items():
+            if outcome["ended"]:
+                text = "ended with phase 1's weights, which its row is"
+                words.append(f"seed {seed}: {text}")
+            elif outcome["ways_back"]:
+                words.append(f"seed {seed}: back {outcome['ways_back']} times")
+        if not words:
+            return ""
+        name = NAMES.get(role, role)
+        return f"The guard stepped in in {name} ({'; '.join(words)})."
+
     def _class_iou(self, group, seed, role, name):
         result = self.compared.get(group, seed, role)
         value = _figure(result, self.split, ("iou", name)) if result else None
@@ -329,20 +350,6 @@ class Tables:
         seeds = (result.config.seed for result in self._results(group, role))
         values = (self._class_iou(group, seed, role, name) for seed in seeds)
         return [value for value in values if value is not None]
-
-    def _guarded(self, group):
-        """What the guard did to the adversarial arm, in words; "" where it slept."""
-        words = []
-        for result in self._results(group, "adversarial"):
-            outcome = results.guard_outcome(result.run.workdir)
-            seed = f"seed {result.config.seed}"
-            if outcome["ended"]:
-                words.append(f"{seed}: ended with phase 1's weights, which its row is")
-            elif outcome["ways_back"]:
-                words.append(f"{seed}: back {outcome['ways_back']} times")
-        if not words:
-            return ""
-        return f"The guard stepped in in the adversarial arm ({'; '.join(words)})."
 
     def _roles(self, group) -> list[str]:
         """Roles, then the group's variants."""

@@ -1,6 +1,6 @@
 """The variants of a study: which one is chosen on validation, and what it does then."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from ss_gan_tf import comparison
 from ss_gan_tf.page import Table, Text
@@ -8,18 +8,22 @@ from ss_gan_tf.tables import NAMES, Tables
 from ss_gan_tf.words import DASH, interval, number, signed
 
 
-def choose(gains: Mapping[str, Sequence[comparison.Gain]]) -> str | None:
+def choose(
+    gains: Mapping[str, Sequence[comparison.Gain]], ended: Container[str] = ()
+) -> str | None:
     """The variant to be reported, by a rule that was fixed before the runs.
 
-    Of those with the most seeds the one with the largest mean gain; of equal ones the
-    first.
+    Of those that the guard ended in no seed and that have the most seeds, the one with
+    the largest mean gain; of equal ones the first.
 
     Args:
         gains: name -> gains on the split that is chosen on.
+        ended: names of those whose weights are phase 1's in a seed, by the guard.
 
     Returns:
-        Its name; None where nothing was measured.
+        Its name; None where nothing was measured, or all were ended.
     """
+    gains = {name: found for name, found in gains.items() if name not in ended}
     seeds = max(map(len, gains.values()), default=0)
     means = {
         name: comparison.mean_and_error([gain.points for gain in found])[0]
@@ -47,27 +51,43 @@ def tables(made: Tables) -> list[Table | Text]:
             name: made.compared.gains(group, "control", made.val, of=name)
             for name in ("adversarial", *names)
         }
+        outcomes = {name: made.guard_outcomes(group, name) for name in gains}
+        ended = {
+            name
+            for name, found in outcomes.items()
+            if any(outcome["ended"] for outcome in found.values())
+        }
         seeds = made.compared.seeds(group)
         header = ["variant", "mean", "standard error"]
         header += [*(f"seed {seed}" for seed in seeds), "changes"]
         blocks.append(
             Table(
                 f"{made.name(group)}: points of mIoU on {made.val} over the control, "
-                "with 95 % intervals over images; chosen is the largest mean",
+                "with 95 % intervals over images; chosen is the largest mean of those "
+                "that the guard ended in no seed",
                 header,
-                [_row(made, name, gains[name], seeds) for name in gains],
+                [
+                    _row(made, name, gains[name], seeds, outcomes[name])
+                    for name in gains
+                ],
             )
         )
-        blocks.append(Text(_sentence(made, group, choose(gains)), strong=True))
+        text = _sentence(made, group, choose(gains, ended), ended)
+        blocks.append(Text(text, strong=True))
     return blocks
 
 
-def _row(made, name, gains, seeds) -> list[str]:
+def _row(made, name, gains, seeds, outcomes) -> list[str]:
     told = (made.facts or {}).get("settings", {}).get("variants", {})
     cells = {
         gain.seed: f"{signed(gain.points)} ({interval(gain.interval)})"
         for gain in gains
     }
+    for seed, outcome in outcomes.items():
+        if outcome["ended"]:
+            cells[seed] = f"{cells.get(seed, DASH)}, the guard ended it"
+        elif outcome["ways_back"]:
+            cells[seed] = f"{cells.get(seed, DASH)}, the guard went back"
     mean, error = DASH, DASH
     if gains:
         found = comparison.mean_and_error([gain.points for gain in gains])
@@ -76,10 +96,19 @@ def _row(made, name, gains, seeds) -> list[str]:
     return [*row, " ".join(told.get(name, ())) or DASH]
 
 
-def _sentence(made, group, name) -> str:
+def _sentence(made, group, name, ended) -> str:
     """What the variant that was chosen does where nothing was chosen."""
     if name is None:
-        return f"None can be chosen: no pair was evaluated on {made.val}."
+        why = f"no pair was evaluated on {made.val}"
+        if ended:
+            names = ", ".join(sorted(ended))
+            why = f"the guard ended {names}, and no other was evaluated on {made.val}"
+        return f"None can be chosen: {why}."
+    guarded = made.guarded(group, name)
+    return _conclusion(made, group, name) + (f" {guarded}" if guarded else "")
+
+
+def _conclusion(made, group, name) -> str:
     text = f"Chosen on {made.val}: {name}. "
     if made.split == made.val:
         return text + "The choice flatters its gain there, and no other split was read."

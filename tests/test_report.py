@@ -63,15 +63,21 @@ def test_settings_that_differ_are_those_that_were_read(runs, tmp_path):
 
 def test_a_study_shows_its_machine_and_what_is_missing(runs, tmp_path):
     study = {
-        "settings": {"last_validations": 3},
+        "settings": {"config": {}, "evaluate_flags": [], "last_validations": 3},
         "machine": {"processor": "a processor", "cores": 2, "gpus": []},
         "runs": {
-            "p0": {"role": "phase1", "status": "done", "trained": True},
+            "p0": {
+                "role": "phase1",
+                "status": "done",
+                "trained": True,
+                "metrics": {},
+            },
             "c0": {
                 "role": "control",
                 "status": "done",
                 "trained": True,
                 "train_seconds": 7200.0,
+                "metrics": {},
             },
             "a0": {"role": "adversarial", "status": "failed: exit code 1"},
         },
@@ -130,6 +136,10 @@ def test_what_cannot_be_reported_is_one_line(runs, tmp_path):
         write_report(out, runs=[str(tmp_path / "nowhere")])
     with pytest.raises(FileNotFoundError, match="no study here"):
         write_report(out, study_dir=str(tmp_path))
+    for empty in ('{"settings": {}, "machine": {}, "runs": {}}', "[]"):
+        (tmp_path / "study.json").write_text(empty)
+        with pytest.raises(ValueError, match="study.json: "):
+            write_report(out, runs=runs, study_dir=str(tmp_path))
     with pytest.raises(ValueError, match="nothing to report"):
         write_report(out)
     pathlib.Path(runs[0], "run.json").write_text("x")

@@ -200,6 +200,10 @@ def test_variants_share_phase_1_and_control():
     [
         ("a/b", {"epsilon": 1.0}, "needs a name of letters"),
         ("", {"epsilon": 1.0}, "needs a name of letters"),
+        (".", {"epsilon": 1.0}, "needs a name of letters"),
+        ("..", {"epsilon": 1.0}, "needs a name of letters"),
+        (".hidden", {"epsilon": 1.0}, "needs a name of letters"),
+        ("-x", {"epsilon": 1.0}, "needs a name of letters"),
         ("control", {"epsilon": 1.0}, "none of phase1, control"),
         ("x", {"epsilon": 1.0, "crop_size": 9}, "not crop_size, which the control"),
         ("x", {"placebo": "entropy"}, "not placebo"),
@@ -350,6 +354,51 @@ def test_only_weights_that_nobody_needs_are_pruned(bench):
     assert names == {"phase1", "control", "adversarial"}
 
 
+@pytest.fixture
+def weights(bench):
+    """Names of the runs, without seed and backbone, that have weights."""
+
+    def weights():
+        paths = (bench.root / "study" / "seed0" / "vgg16").glob("*/checkpoints")
+        return {path.parent.name for path in paths}
+
+    return weights
+
+
+KEPT = {"phase1", "control", "adversarial"}
+
+
+def test_what_finished_before_pruning_was_asked_for_is_pruned_too(bench, weights):
+    told = {"variants": (RATIO,), "placebos": True}
+    bench.run(**told)
+    assert weights() == KEPT | {"ratio0.1", "entropy", "frozen_adversary"}
+    bench.calls()
+    # What a new split is asked of keeps its weights until it has answered.
+    told |= {"prune": True, "splits": ("test", "val")}
+    bench.break_("evaluate " + bench.workdir + "/seed0/vgg16/ratio0.1")
+    bench.run(**told)
+    assert weights() == KEPT | {"ratio0.1"}
+    bench.mend()
+    runs = bench.run(**told)["runs"]
+    assert weights() == KEPT
+    assert "val-best" in runs["seed0/vgg16/ratio0.1"]["metrics"]
+
+
+def test_pruning_that_was_cut_off_is_caught_up_with(bench, weights, monkeypatch):
+    told = {"variants": (RATIO,)}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ss_gan_tf.study.shutil.rmtree", killed)
+        bench.run(**told, prune=True)
+    assert "ratio0.1" in weights()
+    runs = bench.run(**told)["runs"]  # that the weights go has been decided
+    assert weights() == KEPT
+    assert runs["seed0/vgg16/ratio0.1"]["status"] == "done"
+
+
 def test_a_damaged_study_is_one_line(bench):
     with pytest.raises(FileNotFoundError, match="no study here"):
         study.read_study(bench.workdir)
@@ -358,6 +407,50 @@ def test_a_damaged_study_is_one_line(bench):
         (bench.root / "study" / "study.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             bench.run()
+
+
+CONTROL = "seed0/vgg16/control"
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (("settings",), [], "settings of the study is"),
+        (("settings",), {}, "config of settings is"),
+        (("settings", "config"), {"crop_size": "x"}, r"damaged \(crop_size='x'"),
+        (("settings", "last_validations"), True, "last_validations of settings is"),
+        (("settings", "variants"), ["x"], "variants must be an object"),
+        (("settings", "variants"), {"x": "--y"}, "x of variants is"),
+        (("settings", "variants"), {"x": [1]}, "x of variants is"),
+        (("machine",), None, "machine of the study is"),
+        (("runs",), [], "runs of the study is"),
+        (("runs", CONTROL), "done", f"'{CONTROL}' must be an object"),
+        (("runs", CONTROL), {}, f"status of '{CONTROL}' is"),
+        (("runs", CONTROL, "variant"), ["x"], f"variant of '{CONTROL}' is"),
+        (("runs", CONTROL, "metrics"), None, f"metrics of '{CONTROL}' is"),
+        (("runs", CONTROL, "train_seconds"), "1", f"train_seconds of '{CONTROL}' is"),
+    ],
+)
+def test_a_study_of_other_kinds_of_values_is_one_line(bench, place, value, message):
+    path = bench.root / "study" / "study.json"
+    path.parent.mkdir()
+    entry = {"status": "done", "trained": True, "train_seconds": 1, "metrics": {}}
+    told = {
+        "config": json.loads(Config(**PRESETS["smoke"]).to_json()),
+        "evaluate_flags": [],
+        "last_validations": 3,
+    }
+    content = {"settings": told, "machine": {}, "runs": {CONTROL: entry}}
+    path.write_text(json.dumps(content))
+    assert study.read_study(bench.workdir) == content
+    part = content
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        bench.run()
+    assert str(error.value).startswith(f"{path}: ") and bench.calls() == []
 
 
 def test_a_program_told_to_stop_saves_first(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """Which variant is chosen, and what the page says of it, on runs never trained."""
 
+import json
+import pathlib
+
 import pytest
 
 from ss_gan_tf import variants
@@ -43,6 +46,9 @@ def test_the_largest_mean_of_those_with_all_seeds_is_chosen():
     assert variants.choose(gains) == "first"
     assert variants.choose({"loss": [Gain(0, -1.0)], "none": []}) == "loss"
     assert variants.choose({"none": []}) is None
+    assert variants.choose(gains, ended={"first", "less"}) == "equal"
+    assert variants.choose(gains, ended={"first", "equal", "less"}) == "few"
+    assert variants.choose(gains, ended=set(gains)) is None
 
 
 def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
@@ -85,6 +91,45 @@ def test_without_validation_nothing_is_chosen(make):
 def test_an_unfair_variant_gets_no_conclusion(make):
     blocks = variants.tables(make(adversarial=[0.8], unfair=[0.9]))
     assert blocks[1].text.endswith("the runs differ in crop_size too.")
+
+
+def guard(made, role, *actions, seed=0):
+    """Writes what the guard did to a run."""
+    run = made.compared.get(made.groups[0], seed, role).run
+    lines = [
+        json.dumps({"step": step, "action": action}) + "\n"
+        for step, action in enumerate(actions, start=10)
+    ]
+    pathlib.Path(run.workdir, "guard.jsonl").write_text("".join(lines))
+
+
+def test_what_the_guard_ended_is_marked_and_never_chosen(make):
+    made = make(adversarial=[0.8, 0.8], weak=[0.9, 0.9], strong=[0.7, 0.8])
+    guard(made, "weak", "back", "end", seed=1)
+    guard(made, "adversarial", "back")
+    table, sentence = variants.tables(made)
+    rows = {row[0]: row for row in table.rows}
+    assert rows["weak"][3] == "+27.97 (+27.97 to +27.97)"
+    assert rows["weak"][4] == "+27.97 (+27.97 to +27.97), the guard ended it"
+    assert rows["adversarial"][3].endswith("12.82), the guard went back")
+    assert "guard" not in "".join(rows["strong"])
+    assert sentence.text.startswith("Chosen on val: adversarial. On test: A gain")
+    back = " The guard stepped in in the adversarial arm (seed 0: back 1 times)."
+    assert sentence.text.endswith(back)
+
+
+def test_where_the_guard_ended_all_none_is_chosen(make):
+    made = make(adversarial=[0.8], weak=[0.9])
+    guard(made, "weak", "back")
+    assert variants.tables(made)[1].text.endswith(
+        " The guard stepped in in weak (seed 0: back 1 times)."
+    )
+    for role in ("weak", "adversarial"):
+        guard(made, role, "end")
+    assert variants.tables(made)[1].text == (
+        "None can be chosen: the guard ended adversarial, weak, and no other was "
+        "evaluated on val."
+    )
 
 
 def test_without_variants_nothing_is_shown(make):

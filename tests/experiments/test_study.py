@@ -98,6 +98,10 @@ def test_variants_are_read_from_their_flags(settings, tmp_path):
     "variant, message",
     [
         ("x", "changes nothing"),
+        ("x: --gradient_ratio=0.5 --guard", "changes nothing"),
+        ("x: --undefok=nonsense", "Unknown command line flag 'undefok'"),
+        ("x: --epsilon=1 --flagfile=F", "Unknown command line flag 'flagfile'"),
+        ("x: --epsilon=1 -flagfile F", "Unknown command line flag 'flagfile'"),
         ("x: --nonsense=1", "Unknown command line flag 'nonsense'"),
         ("x: --gradient_ratio=much", "gradient_ratio"),
         ("x: --gradient_ratio=-1", "gradient_ratio=-1.0: must be in"),
