@@ -837,12 +837,14 @@ def with_loss_scale(rate):
 
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_float16_follows_float32(parts):
-    """Over five steps: losses, norms, lambda and updates within 5 %.
+    """Over five steps: losses and norms within 2 %, updates within 5 %.
 
-    Some CPU kernels add up in float16 too: for the 576 products of a pixel that is an
-    error of about sqrt(576) 2^-11 = 1.2 % a layer. A scale left in or out would be a
+    So is what hangs on the adversarial gradient at G's logits: it has passed all of A,
+    and some CPU kernels add up in float16 too, which for the 576 products of a pixel is
+    an error of about sqrt(576) 2^-11 = 1.2 % a layer. A scale left in or out would be a
     factor of 2 at least.
     """
+    through_adversary = ("gradient/adversarial", "gradient/lambda", "loss/loss_g")
     results = []
     for policy, optimizer in (("float32", sgd), ("mixed_float16", with_loss_scale)):
         networks = half_precision_networks(policy)
@@ -868,7 +870,9 @@ def test_float16_follows_float32(parts):
         # The scale is on what is sent back alone: no scalar shows it.
         scales = {k: half.pop(k) for k in list(half) if k.startswith("loss_scale")}
         assert scales == {"loss_scale/generator": 2**15, "loss_scale/adversary": 2**15}
-        assert half == pytest.approx(plain, rel=0.05)
+        for name in through_adversary:
+            assert half.pop(name) == pytest.approx(plain.pop(name), rel=0.05), name
+        assert half == pytest.approx(plain, rel=0.02)
     for old, plain, half in zip(
         results[0][1], results[0][2], results[1][2], strict=True
     ):
