@@ -179,7 +179,8 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
 
     fc6 and fc7 of the VGG16 generator are the classifier's fully connected layers
     (25088, 4096) and (4096, 4096) as convolutions 7x7 and 1x1; they are grafted when
-    the weights hold the classifier and start at random otherwise.
+    the weights hold the classifier and the generator has as many filters, and start at
+    random otherwise.
 
     Args:
         model: built with this module's trunks at width 1.
@@ -195,23 +196,27 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
         OSError: the download failed.
         ValueError: the file is not of this backbone.
     """
-    wants_classifier = any(layer.name == "fc6" for layer in model.layers)
+    has_fc = any(layer.name == "fc6" for layer in model.layers)
     if weights == "none":
         _LOG.warning("%s starts from random weights: backbone_weights=none", backbone)
-        classifier = "random" if wants_classifier else "absent"
+        classifier = "random" if has_fc else "absent"
         return {"weights": "none", "sha256": None, "classifier": classifier}
+    wants_classifier = has_fc and model.get_layer("fc6").filters == 4096
     source, path = _open_application(backbone, weights, wants_classifier)
     by_name = {layer.name: layer for layer in source.layers}
     for layer in model.layers:
         if layer.weights and layer.name in by_name:
             layer.set_weights(by_name[layer.name].get_weights())
     classifier = "absent"
-    if wants_classifier:
-        classifier = "grafted" if "fc1" in by_name else "random"
-        if classifier == "grafted":
-            _graft_classifier(model, by_name)
-        else:
+    if has_fc:
+        classifier = "random"
+        if "fc1" not in by_name:
             _LOG.warning("%s has no classifier: fc6 and fc7 start at random", path)
+        elif by_name["fc1"].units != model.get_layer("fc6").filters:
+            _LOG.warning("fc6 and fc7 start at random: not as many as in %s", path)
+        else:
+            _graft_classifier(model, by_name)
+            classifier = "grafted"
     return {"weights": weights, "sha256": _sha256(path), "classifier": classifier}
 
 

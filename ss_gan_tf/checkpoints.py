@@ -138,6 +138,7 @@ def build_run_generator(config: Config, num_classes: int) -> keras.Model:
         config.backbone,
         num_classes,
         width=config.width,
+        fc_filters=config.fc_filters,
         dropout=config.dropout,
         aspp_rates=config.aspp_rates,
         head_norm=config.head_norm,

@@ -46,6 +46,7 @@ class Config:
     # --- Generator (Table 1) -------------------------------------------------
     backbone_weights: str = "imagenet"  # imagenet (downloads), a file, or none
     width: float = 1.0  # factor on every filter count; not the paper's below 1
+    fc_filters: int = 4096  # of fc6 and fc7 of the VGG16 arm; Table 1
     dropout: float = 0.5  # after fc6 and fc7 of the VGG16 arm; silent
     aspp_rates: tuple[int, ...] = (12, 24, 36)  # feature cells; silent
     head_norm: str = "group"  # group | batch | none: ResNet arm's head; silent
@@ -267,6 +268,7 @@ RANGES = {
     "scale_min": (0.1, 10.0),
     "scale_max": (0.1, 10.0),
     "width": (0.03125, 1.0),
+    "fc_filters": (8, 65536),
     "dropout": (0.0, 0.95),
     "grid_size": (0, 256),
     "epsilon": (0.5, 1.0),

@@ -109,7 +109,7 @@ def unused(config: Any) -> dict[str, str]:
     if config.backbone == "vgg16":
         because(f"arm={config.arm} has no ASPP head", "aspp_rates", "head_norm")
     else:
-        because(f"arm={config.arm} has no dropout", "dropout")
+        because(f"arm={config.arm} has no fc6 and fc7", "dropout", "fc_filters")
     if config.init_generator:
         because("init_generator takes the place of phase 1", *PHASE1)
     if not config.uses_phase2:

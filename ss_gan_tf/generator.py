@@ -20,6 +20,7 @@ def build_generator(
     num_classes: int,
     *,
     width: float = 1.0,
+    fc_filters: int = 4096,
     dropout: float = 0.5,
     aspp_rates: tuple[int, ...] = (12, 24, 36),
     head_norm: str = "group",
@@ -31,6 +32,8 @@ def build_generator(
         backbone: `vgg16` (FCN-8s) or `resnet50` (dilated, ASPP).
         num_classes: C.
         width: factor on every filter count.
+        fc_filters: of fc6 and fc7 before `width` (vgg16); 1024 is DeepLab-LargeFOV's
+            number and leaves a third of the parameters.
         dropout: rate behind fc6 and fc7 (vgg16).
         aspp_rates: dilation of the 3x3 ASPP branches, in feature cells (resnet50).
         head_norm: `group`, `batch` or `none` (resnet50).
@@ -47,7 +50,8 @@ def build_generator(
     image = keras.Input((None, None, 3), name="image")
     if backbone == "vgg16":
         x = PadToMultiple(32, name="pad", dtype="float32")(image)
-        scores = fcn8s(x, num_classes, width=width, dropout=dropout)
+        fc_filters = scaled(fc_filters, width)
+        scores = fcn8s(x, num_classes, width, fc_filters, dropout)
     else:
         x = PadToMultiple(8, name="pad", dtype="float32")(image)
         x = backbones.resnet50_trunk(x, width)
@@ -59,22 +63,23 @@ def build_generator(
     return model
 
 
-def fcn8s(x, num_classes: int, *, width: float, dropout: float):
+def fcn8s(x, num_classes: int, width: float, fc_filters: int, dropout: float):
     """Table 1, `vgg16`: rows 0-7 and the fusion with pool4 and pool3.
 
     Args:
         x: [B, H, W, 3], H and W multiples of 32.
         num_classes: C.
-        width: factor on filter counts.
+        width: factor on the trunk's filter counts.
+        fc_filters: of fc6 and fc7.
         dropout: rate.
 
     Returns:
         Scores [B, H/8, W/8, C].
     """
     features = backbones.vgg16_trunk(x, width)
-    x = _fc(features["block5_pool"], scaled(4096, width), 7, "fc6")  # row 5
+    x = _fc(features["block5_pool"], fc_filters, 7, "fc6")  # row 5
     x = layers.Dropout(dropout, name="fc6_dropout")(x)
-    x = _fc(x, scaled(4096, width), 1, "fc7")  # row 6
+    x = _fc(x, fc_filters, 1, "fc7")  # row 6
     x = layers.Dropout(dropout, name="fc7_dropout")(x)
     x = layers.Conv2D(num_classes, 1, name="fc7_score")(x)  # row 7 [B,H/32,W/32,C]
     for name in ("block4_pool", "block3_pool"):  # -> 1/16 -> 1/8

@@ -53,7 +53,7 @@ def _check_start(config: Config, data: PreparedDataset):
 
 def _check_room(config: Config, workdir: str):
     generator, adversary = resources.count_parameters(
-        config.backbone, config.width, config.uses_adversary
+        config.backbone, config.width, config.uses_adversary, config.fc_filters
     )
     disk = resources.disk_bytes(
         generator,

@@ -50,7 +50,7 @@ _OWN_FOLDERS = ("checkpoints", "best", "guard", "export")
 
 
 def count_parameters(
-    backbone: str, width: float, uses_adversary: bool
+    backbone: str, width: float, uses_adversary: bool, fc_filters: int = 4096
 ) -> tuple[int, int]:
     """About how many parameters (G, A with its extractor) have.
 
@@ -58,9 +58,18 @@ def count_parameters(
         backbone: `vgg16` or `resnet50`.
         width: factor on every filter count.
         uses_adversary: whether there is an A.
+        fc_filters: of fc6 and fc7 of `vgg16`.
     """
+    generator = GENERATOR[backbone]
+    if backbone == "vgg16":
+        generator -= _fc_parameters(4096) - _fc_parameters(fc_filters)
     adversary = ADVERSARY + EXTRACTOR[backbone] if uses_adversary else 0
-    return int(GENERATOR[backbone] * width**2), int(adversary * width**2)
+    return int(generator * width**2), int(adversary * width**2)
+
+
+def _fc_parameters(filters: int) -> int:
+    """Kernels of fc6 (7x7 on 512 channels) and fc7."""
+    return 7 * 7 * 512 * filters + filters**2
 
 
 def disk_bytes(

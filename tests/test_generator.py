@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from ss_gan_tf.backbones import scaled
 from ss_gan_tf.generator import build_generator
 
 C = 3
@@ -87,7 +88,7 @@ def conv(size, inputs, filters):
     return size * size * inputs * filters + filters
 
 
-def vgg16_parameters(classes):
+def vgg16_parameters(classes, fc=4096):
     """Table 1, `vgg16`: rows 0-7, then FCN-8s."""
     count, inputs = 0, 3
     for convs, filters in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
@@ -95,7 +96,7 @@ def vgg16_parameters(classes):
             count += conv(3, inputs, filters)
             inputs = filters
     assert count == 14_714_688  # as published
-    count += conv(7, 512, 4096) + conv(1, 4096, 4096) + conv(1, 4096, classes)
+    count += conv(7, 512, fc) + conv(1, fc, fc) + conv(1, fc, classes)
     count += 2 * 4 * 4 * classes * classes  # transposed convolutions without bias
     return count + conv(1, 512, classes) + conv(1, 256, classes)  # pool4, pool3
 
@@ -132,6 +133,15 @@ def test_parameters_of_the_full_size_vgg16(zero_initialization):
     # transposed convolutions 14,112; skips 10,773 and 5,397.
     assert vgg16_parameters(21) == 134_376_863
     assert generator.count_params() == 134_376_863
+
+
+def test_parameters_with_narrow_fc_layers(zero_initialization):
+    generator = build_generator("vgg16", 21, fc_filters=1024)
+    # Row 5 25,691,136, row 6 1,049,600, row 7 21,525 in place of the above.
+    assert vgg16_parameters(21, fc=1024) == 41_507_231
+    assert generator.count_params() == 41_507_231
+    tiny = build_generator("vgg16", C, width=TINY, fc_filters=1024)
+    assert tiny.get_layer("fc7").filters == scaled(1024, TINY)
 
 
 # --- The VGG16 arm -----------------------------------------------------------

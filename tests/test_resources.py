@@ -57,6 +57,14 @@ def test_parameters_of_narrow_networks(arm):
     assert about == pytest.approx(built, rel=0.2)
 
 
+def test_narrow_fc_layers_by_hand():
+    """25,088 x 3,072 of fc6 and 4,096^2 - 1,024^2 of fc7 fewer."""
+    generator, _ = resources.count_parameters("vgg16", 1.0, True, fc_filters=1024)
+    assert generator == 134_317_953 - 77_070_336 - 15_728_640
+    resnet = resources.count_parameters("resnet50", 1.0, True, fc_filters=1024)
+    assert resnet[0] == resources.GENERATOR["resnet50"]
+
+
 def test_without_an_adversary_there_are_no_parameters_of_it():
     assert resources.count_parameters("resnet50", 1.0, False) == (39_125_643, 0)
 

@@ -58,7 +58,7 @@ def test_a_flag_that_one_backbone_reads_needs_this_backbone(settings):
     assert head in settings("--arms=resnet50", head).flags
     assert {head, dropout} <= set(settings(head, dropout).flags)
     for backbone, flag, why in (
-        ("resnet50", dropout, "resnet50_g has no dropout"),
+        ("resnet50", dropout, "resnet50_g has no fc6 and fc7"),
         ("vgg16", head, "vgg16_g has no ASPP head"),
     ):
         with pytest.raises(ValueError, match=f"does nothing here: arm={why}"):
