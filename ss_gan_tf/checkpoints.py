@@ -189,6 +189,28 @@ def find_checkpoint(workdir: str, which: str) -> str:
     raise FileNotFoundError(f"{workdir}: no {which} checkpoint yet in {folders[0]}")
 
 
+def best_is_last(workdir: str) -> bool:
+    """Whether a run's `best` and `last` checkpoints are of the same step.
+
+    Without the guard the weights are then the same; with it a run may come to a step
+    twice.
+    """
+    try:
+        positions = [
+            tuple(
+                tf.train.load_variable(
+                    find_checkpoint(workdir, which),
+                    f"position/{name}/.ATTRIBUTES/VARIABLE_VALUE",
+                )
+                for name in ("stage", "step")
+            )
+            for which in ("last", "best")
+        ]
+    except (FileNotFoundError, *UNREADABLE):
+        return False
+    return positions[0] == positions[1]
+
+
 def restore_generator(generator: keras.Model, path: str) -> dict:
     """Loads G's weights from one checkpoint, its average where it holds one.
 

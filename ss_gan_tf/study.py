@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ss_gan_tf import config_rules, results
+from ss_gan_tf import checkpoints, config_rules, results
 from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
@@ -261,6 +261,10 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             key = split if checkpoint == "last" else f"{split}-best"
             if key in entry["metrics"]:
                 continue
+            if checkpoint == "best" and _best_is_last(entry, folder):
+                _copy_evaluation(folder, split, key)
+                entry["metrics"][key] = results.read_metrics(folder, key)
+                continue
             flags = [f"--workdir={folder}", f"--split={split}", data]
             flags += [f"--checkpoint={checkpoint}", *settings.evaluate_flags]
             evaluated, _ = call(evaluate, *flags)
@@ -270,6 +274,21 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             _write(study, workdir)
     entry["status"] = "done"
     _prune(run, entry, settings, workdir, study)
+
+
+def _best_is_last(entry, folder) -> bool:
+    """Whether a second evaluation would see the same weights."""
+    guard = entry["validations"]["guard"]
+    untouched = not (guard["ways_back"] or guard["ended"])
+    return untouched and checkpoints.best_is_last(folder)
+
+
+def _copy_evaluation(folder, split, key):
+    """RUN/eval/SPLIT as RUN/eval/KEY, whole or not at all."""
+    source, target = (os.path.join(folder, "eval", name) for name in (split, key))
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target + ".tmp", dirs_exist_ok=True)
+    os.replace(target + ".tmp", target)
 
 
 def _prune(run, entry, settings, workdir, study):

@@ -221,3 +221,22 @@ def test_a_folder_without_states_keeps_what_is_worth_keeping(tiny_run, tmp_path)
     with pytest.raises(ValueError, match=r"run: holds results \(export\)"):
         checkpoints.make_way(str(folder), run.config, run.class_names)
     assert (folder / "export").exists()
+
+
+def test_best_is_last_when_both_are_of_one_step(tiny_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    steps = {}
+    for which in ("last", "best"):
+        run = checkpoints.read_run(str(workdir))
+        _, info = checkpoints.load_generator(run, which)
+        steps[which] = (info["phase"], info["step"])
+    same = steps["last"] == steps["best"]
+    assert checkpoints.best_is_last(str(workdir)) == same
+    # The other case: `best` of the first phase alone, and `last` in its place.
+    shutil.rmtree(workdir / "best" / "phase2")
+    assert not checkpoints.best_is_last(str(workdir))
+    shutil.copytree(workdir / "checkpoints", workdir / "best" / "phase2")
+    assert checkpoints.best_is_last(str(workdir))
+    shutil.rmtree(workdir / "best")
+    assert not checkpoints.best_is_last(str(workdir))

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "train_step": {"adversary", "gradients", "losses", "micro_batches", "replicas"},
     "gradients": {"micro_batches", "replicas"},
     # many runs, and what they say together
-    "study": {"config", "config_rules", "machine", "results"},
+    "study": {"checkpoints", "config", "config_rules", "machine", "results"},
     "results": {"config", "config_rules", "strict_json", "summaries"},
     "comparison": {
         "bootstrap", "checkpoints", "config", "metrics", "per_image", "results",

@@ -5,6 +5,7 @@ tests/experiments/test_study.py runs the real ones.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -475,3 +476,22 @@ def test_a_program_told_to_stop_saves_first(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         study._call([sys.executable, "-c", program], str(tmp_path / "log"))
     assert saved.read_text() == "all"
+
+
+def test_weights_that_are_both_last_and_best_are_evaluated_once(bench, monkeypatch):
+    monkeypatch.setattr(study.checkpoints, "best_is_last", lambda folder: True)
+    runs = bench.run()["runs"]
+    assert [kind for kind, _ in bench.calls()] == 3 * ["train", "evaluate"]
+    for name, entry in runs.items():
+        assert entry["metrics"]["test"] == entry["metrics"]["test-best"]
+        folder = f"{bench.workdir}/{name}/eval"
+        assert sorted(os.listdir(folder)) == ["test", "test-best"]
+    assert bench.run()["runs"] == runs and not bench.calls()
+
+
+def test_the_guard_may_come_to_a_step_twice(bench, monkeypatch):
+    monkeypatch.setattr(study.checkpoints, "best_is_last", lambda folder: True)
+    went_back = {"ways_back": 1, "ended": False, "last_step": 2}
+    monkeypatch.setattr(study.results, "guard_outcome", lambda folder: went_back)
+    bench.run()
+    assert [kind for kind, _ in bench.calls()] == 3 * ["train", "evaluate", "evaluate"]
