@@ -1,6 +1,6 @@
 """A prepared TFDS split -> batches.  Functions stand in running order.
 
-    read -> decode -> check -> crop -> flip -> scale -> pad -> batch -> to_model
+    read -> decode -> check -> crop -> mirror -> scale -> fill -> to_model
 
 `train_batches` is the whole path in one place.  Order and randomness are
 stateless: identity and augmentation of the run's n-th example are a pure
@@ -11,8 +11,9 @@ Cropping comes before scaling: a window of crop_size / scale source pixels is
 cut out and only that is mirrored and resized, which gives the pixels of "resize
 everything, then crop" at a fraction of the cost.  For the same reason pixels stay
 uint8 until the batch is on its device, and what happens to them after decoding is
-NumPy and OpenCV, in one call for each example: on a CPU that is several times as fast
-as TensorFlow's operations on single images.
+NumPy and OpenCV, in one call for a few examples, which writes them where the batch has
+them: on a CPU that is several times as fast as TensorFlow's operations on single
+images, and each further copy of an example costs more than drawing its window.
 
 Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes and returns the
 (image, label) pair, so the two cannot get out of step.
@@ -20,6 +21,7 @@ Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes and returns the
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +36,17 @@ Color = tuple[float, float, float]
 # make them. Results leave in order, so with fewer a thread that is done with a small
 # crop would wait for a large one before it.
 EXAMPLES_AHEAD = 4 * (os.cpu_count() or 1)
+
+# At most so many of a batch are made by one call, straight into one array. More would
+# leave cores without work where batches are large.
+EXAMPLES_A_CALL = 4
+
+# TensorFlow takes an array of NumPy's that begins at a multiple of this many bytes for
+# a tensor as it is, and copies any other.
+ALIGNMENT = 64
+
+# Each thread's generator of random numbers, see `draw`.
+_GENERATORS = threading.local()
 
 
 # --- Opening -----------------------------------------------------------------
@@ -197,29 +210,39 @@ def train_batches(
     # Its threads would wait for each other inside tf.data's, which are one a core.
     cv2.setNumThreads(1)
 
-    def check_and_augment(n, image, label, name):
+    color = np.rint(pad_color).astype(np.uint8)
+
+    def augment(n, image, label, name, image_out, label_out):
         check(image, label, name, prepared.num_classes, prepared.ignore_label)
         for_scale, *corner, for_mirror = draw(seed, n)
         window = window_size(crop_size, scale_range, for_scale)
         image, label = crop(image, label, window, corner)
         if flip and for_mirror < 0.5:
             image, label = mirror(image, label)
-        if scale_range != (1.0, 1.0):
-            image, label = scale(image, label, crop_size / window)
-        return pad(image, label, crop_size, pad_color, prepared.ignore_label)
+        height, width = scaled_size(label.shape, crop_size / window)
+        inside = slice(height), slice(width)
+        scale(image, label, image_out[inside], label_out[inside])
+        fill(image_out, label_out, height, width, color, prepared.ignore_label)
 
-    def load_and_augment(n: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = shuffled_index(n, len(source), seed)
-        image, label, name = decode(*read(source, index))
-        image, label = tf.numpy_function(
-            check_and_augment,
-            [n, image, label, name],
-            [tf.uint8, tf.uint8],
-            stateful=False,
+    def augment_all(numbers, *fields):
+        images = _aligned((len(numbers), crop_size, crop_size, 3))
+        labels = _aligned((len(numbers), crop_size, crop_size))
+        pairs = zip(fields[0::3], fields[1::3], fields[2::3], strict=True)
+        for k, example in enumerate(pairs):
+            augment(int(numbers[k]), *example, images[k], labels[k])
+        return images, labels
+
+    def load_and_augment(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+        fields = []
+        for n in tf.unstack(numbers):
+            index = shuffled_index(n, len(source), seed)
+            fields += decode(*read(source, index))
+        images, labels = tf.numpy_function(
+            augment_all, [numbers, *fields], [tf.uint8, tf.uint8], stateful=False
         )
         return {
-            "image": tf.ensure_shape(image, [crop_size, crop_size, 3]),
-            "label": tf.ensure_shape(label, [crop_size, crop_size]),
+            "image": tf.ensure_shape(images, [group, crop_size, crop_size, 3]),
+            "label": tf.ensure_shape(labels, [group, crop_size, crop_size]),
         }
 
     number, num_workers = worker
@@ -228,6 +251,7 @@ def train_batches(
             f"batch_size={batch_size} is not a multiple of {num_workers} workers."
         )
     share = batch_size // num_workers
+    group = max(g for g in range(1, EXAMPLES_A_CALL + 1) if share % g == 0)
     examples = tf.data.Dataset.range(first_example, last)
     if num_workers > 1:
         if num_examples is not None:  # a batch that is full for some is for none
@@ -235,13 +259,30 @@ def train_batches(
         examples = examples.filter(
             lambda n: (n - first_example) % batch_size // share == number
         )
-    return (
-        examples.map(
-            load_and_augment, num_parallel_calls=EXAMPLES_AHEAD, deterministic=True
-        )
-        .batch(share, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
+    groups = examples.batch(group, drop_remainder=True).map(
+        load_and_augment,
+        num_parallel_calls=-(-EXAMPLES_AHEAD // group),
+        deterministic=True,
     )
+    if group < share:
+        groups = groups.batch(share // group, drop_remainder=True).map(_merge)
+    return groups.prefetch(tf.data.AUTOTUNE)
+
+
+def _merge(groups: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """[share / group, group, ...] -> [share, ...]."""
+    return {
+        name: tf.reshape(tensor, [-1, *tensor.shape[2:]])
+        for name, tensor in groups.items()
+    }
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An uint8 array that TensorFlow takes over without a copy."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].reshape(shape)
 
 
 def to_model(
@@ -397,6 +438,9 @@ def check(
     if image.shape[:2] != label.shape:
         sizes = list(image.shape[:2]), list(label.shape)
         raise ValueError(f"{name}: image is {sizes[0]} but label is {sizes[1]}")
+    # The common case in two quick passes: 255 + 1 is 0 in eight bits.
+    if ignore_label == 255 and (label + np.uint8(1)).max() <= num_classes:
+        return
     # Below and above the ignore label: two comparisons cost half of a table's look-up.
     below = num_classes, ignore_label - 1
     above = max(num_classes, ignore_label + 1), 255
@@ -424,7 +468,13 @@ def draw(seed: int, n: int) -> list[float]:
     Returns:
         Four numbers, uniform in [0, 1), multiples of 2^-53.
     """
-    bits = np.random.Philox(key=[seed, n]).random_raw(4)
+    if not hasattr(_GENERATORS, "philox"):
+        _GENERATORS.philox = np.random.Philox(key=[0, 0])
+        _GENERATORS.start = _GENERATORS.philox.state
+    # As np.random.Philox(key=[seed, n]), which would also gather entropy for nothing.
+    _GENERATORS.start["state"]["key"][:] = seed, n
+    _GENERATORS.philox.state = _GENERATORS.start
+    bits = _GENERATORS.philox.random_raw(4)
     return ((bits >> np.uint64(11)) * 2.0**-53).tolist()
 
 
@@ -478,53 +528,53 @@ def mirror(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return cv2.flip(image, 1), cv2.flip(label, 1)
 
 
+def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """(H, W) times a factor in single precision, rounded, at least 1 pixel."""
+    new = np.maximum(np.rint(np.float32(size) * np.float32(factor)), 1)
+    return int(new[0]), int(new[1])
+
+
 def scale(
-    image: np.ndarray, label: np.ndarray, factor: float
-) -> tuple[np.ndarray, np.ndarray]:
+    image: np.ndarray,
+    label: np.ndarray,
+    image_out: np.ndarray,
+    label_out: np.ndarray,
+) -> None:
     """Resizes both: bilinear for the image, nearest for the ids.
 
     Args:
         image: [H, W, 3], values in 0..255.
         label: [H, W].
-        factor: Sizes are rounded, at least 1 pixel.
-
-    Returns:
-        image [h, w, 3], label [h, w] of the same types; pixels are rounded.
+        image_out: [h, w, 3], gets the image, of its type; pixels are rounded.
+        label_out: [h, w], gets the label.
     """
-    old = np.float32(label.shape)
-    new = np.maximum(np.rint(old * np.float32(factor)), 1)
-    size = int(new[1]), int(new[0])
+    size = label_out.shape[::-1]
+    cv2.resize(image, size, image_out)
     # The old pixel that holds the centre of each new one.
-    return cv2.resize(image, size), cv2.resize(
-        label, size, interpolation=cv2.INTER_NEAREST_EXACT
-    )
+    cv2.resize(label, size, label_out, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def pad(
+def fill(
     image: np.ndarray,
     label: np.ndarray,
-    size: int,
-    pad_color: Color,
+    height: int,
+    width: int,
+    color: np.ndarray,
     ignore_label: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fills up at the bottom and right: one colour, and no class.
+) -> None:
+    """Fills what lies below and to the right of a pair: one colour, and no class.
 
     Args:
-        image: [h, w, 3], h and w at most `size`.
-        label: [h, w].
-        size: S, pixels.
-        pad_color: RGB in 0..255.
-        ignore_label: Label of the new pixels.
-
-    Returns:
-        image [S, S, 3], label [S, S] of the same types.
+        image: [S, S, 3] uint8, whose first height x width pixels stay.
+        label: [S, S] uint8, likewise.
+        height: h, pixels.
+        width: w, pixels.
+        color: RGB, uint8.
+        ignore_label: Label of the filled pixels.
     """
-    height, width = label.shape
-    if height == width == size:
-        return image, label
-    color = np.rint(pad_color).astype(image.dtype)
-    edges = (0, size - height, 0, size - width, cv2.BORDER_CONSTANT)
-    return (
-        cv2.copyMakeBorder(image, *edges, value=color.tolist()),
-        cv2.copyMakeBorder(label, *edges, value=ignore_label),
-    )
+    # Whole rows at once: NumPy repeats three bytes several times more slowly.
+    row = np.tile(color, (image.shape[1], 1))
+    image[height:] = row
+    image[:height, width:] = row[width:]
+    label[height:] = ignore_label
+    label[:height, width:] = ignore_label

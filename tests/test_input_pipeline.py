@@ -163,10 +163,16 @@ def test_resuming_gives_the_tail_of_the_stream(prepared):
     np.testing.assert_array_equal(whole[1][7:], tail[1])
 
 
-def test_batches_hold_consecutive_examples(prepared):
-    single = as_arrays(batches(prepared, num_examples=8))
-    paired = as_arrays(batches(prepared, num_examples=8, batch_size=4))
-    np.testing.assert_array_equal(single[0], paired[0])
+@pytest.mark.parametrize("batch_size", [2, 4, 5, 6, 8])
+def test_batches_hold_consecutive_examples(prepared, batch_size):
+    """Made by one call, by several, or one by one (a prime above 4)."""
+    num_examples = 2 * batch_size
+    single = as_arrays(batches(prepared, num_examples=num_examples))
+    whole = as_arrays(
+        batches(prepared, num_examples=num_examples + 1, batch_size=batch_size)
+    )
+    for one, other in zip(single, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_threads_do_not_matter(prepared):
@@ -409,6 +415,10 @@ def test_draws_are_uniform_and_a_function_of_seed_and_number():
     assert abs(neighbours) < 0.1
     assert input_pipeline.draw(3, 7) == numbers[7].tolist()
     assert not set(input_pipeline.draw(4, 7)) & set(numbers.flat)
+    for n in (0, 7, 2**31):  # NumPy's own way to such a block
+        raw = np.random.Philox(key=[3, n]).random_raw(4)
+        expected = (raw >> np.uint64(11)) * 2.0**-53
+        assert input_pipeline.draw(3, n) == expected.tolist()
     # Runs of other NumPy versions meet the same crops.
     assert input_pipeline.draw(3, 7) == pytest.approx(
         [
@@ -455,10 +465,22 @@ def test_crop_keeps_what_is_smaller():
     np.testing.assert_array_equal(cut[1], label[:, 5:9])
 
 
+def scaled(image, label, factor):
+    """What `scale` writes into the first part of a larger array."""
+    height, width = input_pipeline.scaled_size(label.shape, factor)
+    image_out = np.zeros([height + 2, width + 3, 3], image.dtype)
+    label_out = np.zeros([height + 2, width + 3], label.dtype)
+    inside = slice(height), slice(width)
+    input_pipeline.scale(image, label, image_out[inside], label_out[inside])
+    for out in (image_out, label_out):
+        assert not out[height:].any() and not out[:, width:].any()
+    return image_out[inside], label_out[inside]
+
+
 def test_scale_by_hand():
     label = np.uint8([[0, 1], [2, 3]])
     image = np.float32([[[0] * 3, [8] * 3], [[0] * 3, [8] * 3]])
-    large = input_pipeline.scale(image, label, 2.0)
+    large = scaled(image, label, 2.0)
     # New centres 0.25, 0.75, 1.25, 1.75 in old pixels: nearest gives each id twice;
     # linear between the old centres 0.5 and 1.5: 0, 0.25, 0.75, 1 times 8.
     np.testing.assert_array_equal(
@@ -473,38 +495,43 @@ def test_scale_is_tensorflows_resize(factor):
     image = rng.integers(0, 256, (31, 45, 3)).astype(np.uint8)
     label = rng.integers(0, 256, (31, 45)).astype(np.uint8)
     size = [round(31 * factor), round(45 * factor)]
-    out = input_pipeline.scale(image, label, factor)
+    out = scaled(image, label, factor)
     expected = tf.image.resize(label[..., None], size, method="nearest")[..., 0]
     np.testing.assert_array_equal(out[1], expected)
-    assert out[0].dtype == out[1].dtype == np.uint8
     np.testing.assert_allclose(out[0], tf.image.resize(image, size), atol=1)
 
 
+@pytest.mark.parametrize("old", [(1, 1), (1, 5), (5, 1), (2, 3)])
+@pytest.mark.parametrize("new", [(1, 1), (1, 4), (4, 1), (3, 3)])
+def test_scale_writes_any_size_in_its_place(old, new):
+    image = np.full([*old, 3], 7, np.uint8)
+    out = np.zeros([6, 6, 3], np.uint8), np.zeros([6, 6], np.uint8)
+    inside = slice(new[0]), slice(new[1])
+    input_pipeline.scale(image, image[..., 0], out[0][inside], out[1][inside])
+    for written in out:
+        assert (written[inside] == 7).all() and np.sum(written > 0) == (
+            np.prod(new) * written[0, 0].size
+        )
+
+
 def test_scale_leaves_at_least_one_pixel():
-    image, label = np.zeros([3, 1, 3], np.uint8), np.zeros([3, 1], np.uint8)
-    image, label = input_pipeline.scale(image, label, 0.1)
-    assert image.shape == (1, 1, 3) and label.shape == (1, 1)
+    assert input_pipeline.scaled_size((3, 1), 0.1) == (1, 1)
 
 
-def test_pad_by_hand():
-    image, label = np.uint8([[[1, 2, 3]], [[4, 5, 6]]]), np.uint8([[0], [1]])
-    out = input_pipeline.pad(image, label, 3, (10.4, 20.0, 29.6), 255)
-    c = [10, 20, 30]
-    np.testing.assert_array_equal(
-        out[0], [[[1, 2, 3], c, c], [[4, 5, 6], c, c], [c, c, c]]
-    )
-    np.testing.assert_array_equal(
-        out[1], [[0, 255, 255], [1, 255, 255], [255, 255, 255]]
-    )
-    assert out[0].dtype == out[1].dtype == np.uint8
+def test_fill_by_hand():
+    image, label = np.zeros([3, 3, 3], np.uint8), np.zeros([3, 3], np.uint8)
+    c = np.uint8([10, 20, 30])
+    input_pipeline.fill(image, label, 2, 1, c, 255)
+    z = [0, 0, 0]
+    np.testing.assert_array_equal(image, [[z, c, c], [z, c, c], [c, c, c]])
+    np.testing.assert_array_equal(label, [[0, 255, 255], [0, 255, 255], 3 * [255]])
 
 
-def test_pad_has_nothing_to_do():
+def test_fill_has_nothing_to_do():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    out = input_pipeline.pad(image, image[..., 0], 2, PAD_COLOR, 255)
-    np.testing.assert_array_equal(out[0], image)
-    np.testing.assert_array_equal(out[1], image[..., 0])
-    assert out[0].dtype == out[1].dtype == np.uint8
+    filled = image.copy()
+    input_pipeline.fill(filled, filled[..., 0], 2, 2, np.uint8([1, 2, 3]), 255)
+    np.testing.assert_array_equal(filled, image)
 
 
 def test_mirror_is_left_to_right():
