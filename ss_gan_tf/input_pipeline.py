@@ -20,8 +20,8 @@ Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes and returns the
 """
 
 import dataclasses
+import functools
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,8 +45,8 @@ EXAMPLES_A_CALL = 4
 # a tensor as it is, and copies any other.
 ALIGNMENT = 64
 
-# Each thread's generator of random numbers, see `draw`.
-_GENERATORS = threading.local()
+# Examples whose random numbers are made at once, see `draw`.
+DRAWS_AT_ONCE = 256
 
 
 # --- Opening -----------------------------------------------------------------
@@ -210,7 +210,8 @@ def train_batches(
     # Its threads would wait for each other inside tf.data's, which are one a core.
     cv2.setNumThreads(1)
 
-    color = np.rint(pad_color).astype(np.uint8)
+    # Whole rows at once: NumPy repeats three bytes several times more slowly.
+    colors = np.tile(np.rint(pad_color).astype(np.uint8), (crop_size, 1))
 
     def augment(n, image, label, name, image_out, label_out):
         check(image, label, name, prepared.num_classes, prepared.ignore_label)
@@ -222,11 +223,10 @@ def train_batches(
         height, width = scaled_size(label.shape, crop_size / window)
         inside = slice(height), slice(width)
         scale(image, label, image_out[inside], label_out[inside])
-        fill(image_out, label_out, height, width, color, prepared.ignore_label)
+        fill(image_out, label_out, height, width, colors, prepared.ignore_label)
 
     def augment_all(numbers, *fields):
-        images = _aligned((len(numbers), crop_size, crop_size, 3))
-        labels = _aligned((len(numbers), crop_size, crop_size))
+        images, labels = _empty_batch(len(numbers), crop_size)
         pairs = zip(fields[0::3], fields[1::3], fields[2::3], strict=True)
         for k, example in enumerate(pairs):
             augment(int(numbers[k]), *example, images[k], labels[k])
@@ -277,12 +277,16 @@ def _merge(groups: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     }
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An uint8 array that TensorFlow takes over without a copy."""
-    size = int(np.prod(shape))
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].reshape(shape)
+def _empty_batch(size: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [B, S, S, 3] and [B, S, S] that TensorFlow takes over without a copy."""
+    pixels = size * side**2
+    room = pixels + -pixels % ALIGNMENT
+    memory = np.empty(4 * room + ALIGNMENT, np.uint8)  # one block is found faster
+    memory = memory[-memory.ctypes.data % ALIGNMENT :]
+    return (
+        memory[: 3 * pixels].reshape(size, side, side, 3),
+        memory[3 * room : 3 * room + pixels].reshape(size, side, side),
+    )
 
 
 def to_model(
@@ -438,9 +442,10 @@ def check(
     if image.shape[:2] != label.shape:
         sizes = list(image.shape[:2]), list(label.shape)
         raise ValueError(f"{name}: image is {sizes[0]} but label is {sizes[1]}")
-    # The common case in two quick passes: 255 + 1 is 0 in eight bits.
-    if ignore_label == 255 and (label + np.uint8(1)).max() <= num_classes:
-        return
+    if ignore_label == 255 and num_classes <= 128:
+        signed = label.view(np.int8)  # 255 is -1: the common case in two quick passes
+        if signed.max() < num_classes and signed.min() >= -1:
+            return
     # Below and above the ignore label: two comparisons cost half of a table's look-up.
     below = num_classes, ignore_label - 1
     above = max(num_classes, ignore_label + 1), 255
@@ -458,8 +463,8 @@ def check(
 def draw(seed: int, n: int) -> list[float]:
     """The random numbers of the run's n-th example, a function of (seed, n).
 
-    One block of Philox (Salmon et al. 2011), a cipher of its key: NumPy promises the
-    same bits in every version, and there is no state.
+    Philox (Salmon et al. 2011) is a cipher of its key: NumPy promises the same bits in
+    every version, and there is no state but what is kept of the last calls.
 
     Args:
         seed: Of the run.
@@ -468,14 +473,16 @@ def draw(seed: int, n: int) -> list[float]:
     Returns:
         Four numbers, uniform in [0, 1), multiples of 2^-53.
     """
-    if not hasattr(_GENERATORS, "philox"):
-        _GENERATORS.philox = np.random.Philox(key=[0, 0])
-        _GENERATORS.start = _GENERATORS.philox.state
-    # As np.random.Philox(key=[seed, n]), which would also gather entropy for nothing.
-    _GENERATORS.start["state"]["key"][:] = seed, n
-    _GENERATORS.philox.state = _GENERATORS.start
-    bits = _GENERATORS.philox.random_raw(4)
-    return ((bits >> np.uint64(11)) * 2.0**-53).tolist()
+    block, place = divmod(n, DRAWS_AT_ONCE)
+    return _draws(seed, block)[place]
+
+
+@functools.lru_cache(maxsize=16)
+def _draws(seed: int, block: int) -> list[list[float]]:
+    """What `draw` gives for the examples of a block."""
+    bits = np.random.Philox(key=[seed, block]).random_raw(4 * DRAWS_AT_ONCE)
+    numbers = (bits >> np.uint64(11)) * 2.0**-53
+    return numbers.reshape(DRAWS_AT_ONCE, 4).tolist()
 
 
 def window_size(crop_size: int, scale_range: tuple[float, float], number: float) -> int:
@@ -559,7 +566,7 @@ def fill(
     label: np.ndarray,
     height: int,
     width: int,
-    color: np.ndarray,
+    colors: np.ndarray,
     ignore_label: int,
 ) -> None:
     """Fills what lies below and to the right of a pair: one colour, and no class.
@@ -569,12 +576,10 @@ def fill(
         label: [S, S] uint8, likewise.
         height: h, pixels.
         width: w, pixels.
-        color: RGB, uint8.
+        colors: [S, 3] uint8, RGB of a filled row.
         ignore_label: Label of the filled pixels.
     """
-    # Whole rows at once: NumPy repeats three bytes several times more slowly.
-    row = np.tile(color, (image.shape[1], 1))
-    image[height:] = row
-    image[:height, width:] = row[width:]
+    image[height:] = colors
+    image[:height, width:] = colors[width:]
     label[height:] = ignore_label
     label[:height, width:] = ignore_label
