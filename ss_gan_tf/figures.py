@@ -20,6 +20,10 @@ STYLES = {
     "frozen_adversary": ("#aa4499", ":"),
 }
 
+# Of lines that are no roles, in turn; with each dash once they repeat.
+_COLORS = ("#e69f00", "#56b4e9", "#000000", "#cc79a7", "#8a6d00")
+_DASHES = ("-", "--", ":")
+
 Curve = Sequence[tuple[int, float]]
 Interval = tuple[float, float] | None
 
@@ -33,7 +37,7 @@ def draw_curves(
     """One quantity over the steps, a line for each run.
 
     Args:
-        curves: role -> [(step, value)] of each seed.
+        curves: role, or another name for the legend -> [(step, value)] of each seed.
         title: above the axes.
         unit: of the values.
         landmark: a value with a meaning of its own, and that meaning in a few words.
@@ -47,9 +51,14 @@ def draw_curves(
     with matplotlib.rc_context({"svg.hashsalt": title, "font.size": 9}):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")
         axes = figure.add_subplot()
+        others = [name for name in curves if name not in STYLES]
         for role, seeds in curves.items():
-            color, dash = STYLES[role]
-            label = role.replace("_", " ")
+            if role in STYLES:
+                (color, dash), label = STYLES[role], role.replace("_", " ")
+            else:
+                turn, place = divmod(others.index(role), len(_COLORS))
+                color, dash = _COLORS[place], _DASHES[turn % len(_DASHES)]
+                label = role
             for curve in filter(None, seeds):
                 steps, values = zip(*_thin(curve), strict=True)
                 marker = "o" if len(steps) == 1 else None
@@ -71,6 +80,23 @@ def draw_curves(
         axes.grid(color="#e5e7eb", linewidth=0.6)
         axes.legend(frameon=False, fontsize=7.5)
         return _svg(figure)
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Mean over seeds, at the steps that all of them have.
+
+    Args:
+        curves: [(step, value)] of each seed.
+
+    Returns:
+        [(step, mean)] in order of steps; empty where no step is common.
+    """
+    values = [dict(curve) for curve in curves]
+    common = set.intersection(*map(set, values)) if values else set()
+    return [
+        (step, sum(seed[step] for seed in values) / len(values))
+        for step in sorted(common)
+    ]
 
 
 def draw_gains(rows: Sequence[tuple[str, float, Interval]], title: str) -> bytes:

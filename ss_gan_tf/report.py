@@ -153,31 +153,43 @@ def _curves(tables: Tables) -> list:
     blocks = []
     tags = [tag for tag, *_ in CURVES]
     for group in tables.groups:
+        names = tables.compared.variants(group)
         read = {
             role: [
                 summaries.read_scalars(result.run.workdir, tags)
                 for seed in tables.compared.seeds(group)
                 if (result := tables.compared.get(group, seed, role))
             ]
-            for role in results.ROLES
+            for role in (*results.ROLES, *names)
         }
-        pictures = []
-        for tag, title, unit, landmark, meaning in CURVES:
-            lines = {
-                role: [curves[tag] for curves in seeds]
-                for role, seeds in read.items()
-                # Phase 1 has a time axis of its own.
-                if role != "phase1"
-            }
-            if not any(map(any, lines.values())):
-                lines = {"phase1": [curves[tag] for curves in read["phase1"]]}
-            drawn = figures.draw_curves(lines, title, unit, landmark)
-            if drawn:
-                name = f"{_slug(*group)}-{_slug(tag)}.svg"
-                pictures.append(Picture(name, meaning, drawn))
-        if pictures:
-            blocks.append(Pictures(tables.name(group), pictures, large=True))
+
+        def curves(tag, *roles, read=read):
+            return {role: [found[tag] for found in read[role]] for role in roles}
+
+        def lines(tag):
+            # Phase 1 has a time axis of its own.
+            found = curves(tag, *(role for role in results.ROLES if role != "phase1"))
+            return found if any(map(any, found.values())) else curves(tag, "phase1")
+
+        def means(tag, roles=("adversarial", *names)):
+            found = curves(tag, *roles)
+            return {role: [figures.mean_curve(found[role])] for role in roles}
+
+        blocks += _drawn(tables.name(group), _slug(*group), lines)
+        if names:
+            title = f"{tables.name(group)}: variants, mean over seeds"
+            blocks += _drawn(title, f"{_slug(*group)}-variants", means)
     return blocks or [Text("The runs have no event files.")]
+
+
+def _drawn(title: str, slug: str, lines) -> list:
+    """A picture of each of CURVES; `lines` has a tag and gives the lines for it."""
+    pictures = []
+    for tag, name, unit, landmark, meaning in CURVES:
+        drawn = figures.draw_curves(lines(tag), name, unit, landmark)
+        if drawn:
+            pictures.append(Picture(f"{slug}-{_slug(tag)}.svg", meaning, drawn))
+    return [Pictures(title, pictures, large=True)] if pictures else []
 
 
 def _pictures(tables: Tables, data_dir, draw) -> list:

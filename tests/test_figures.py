@@ -30,6 +30,22 @@ def test_curves_stand_alone_and_repeat():
     assert first != figures.draw_curves(curves, "mIoU", "fraction")
 
 
+def test_lines_that_are_no_roles_differ_and_keep_their_names():
+    names = [f"my_variant{n}" for n in range(7)]
+    curves = {name: [[(0, n), (5, n + 0.5)]] for n, name in enumerate(names)}
+    drawn = figures.draw_curves(curves, "mIoU", "fraction").decode()
+    styles = set(re.findall(r"stroke(?:-dasharray)?: ([^;\"]+)", drawn))
+    assert {color for color in figures._COLORS} <= styles
+    roles = figures.draw_curves({"adversarial": curves["my_variant0"]}, "t", "u")
+    assert roles != figures.draw_curves({"other": curves["my_variant0"]}, "t", "u")
+
+
+def test_mean_of_curves_by_hand():
+    curves = [[(0, 1.0), (5, 3.0), (9, 7.0)], [(5, 5.0), (0, 2.0)]]
+    assert figures.mean_curve(curves) == [(0, 1.5), (5, 4.0)]
+    assert figures.mean_curve([[(0, 1.0)], []]) == figures.mean_curve([]) == []
+
+
 def test_nothing_to_draw():
     assert figures.draw_curves({"control": [[]], "adversarial": []}, "t", "u") is None
 

@@ -47,6 +47,36 @@ def test_a_report_of_runs(runs, tmp_path):
                 assert block.rows, block.caption
 
 
+def test_curves_of_variants_stand_beside_the_arms(runs, fake_run, tmp_path):
+    study = tmp_path / "study"
+    entries = {}
+    for name, path in zip(("phase1", "control", "adversarial"), runs, strict=True):
+        entries[f"seed0/vgg16/{name}"] = (path, {})
+    weak = fake_run("w0", [0.8, 0.7], gradient_ratio=0.1)
+    entries["seed0/vgg16/weak"] = (weak, {"variant": "weak"})
+    told = {"config": {}, "evaluate_flags": [], "last_validations": 3}
+    told["variants"] = {"weak": ["--gradient_ratio=0.1"]}
+    facts = {"settings": told, "machine": {}, "runs": {}}
+    for name, (path, more) in entries.items():
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).rename(study / name)
+        entry = {"role": name.split("/")[-1], "status": "done", "trained": True}
+        facts["runs"][name] = entry | {"metrics": {}} | more
+    (study / "study.json").write_text(json.dumps(facts))
+    sections = write_report(
+        str(tmp_path / "r"), study_dir=str(study), draw_panels=False
+    )
+    titles = [block.caption for block in section(sections, "Training")]
+    assert titles == ["camvid, vgg16", "camvid, vgg16: variants, mean over seeds"]
+    drawn = [p.name for p in section(sections, "Training")[1].pictures]
+    assert drawn == [
+        "camvid-vgg16-variants-loss-loss-d.svg",
+        "camvid-vgg16-variants-val-miou.svg",
+    ]
+    markdown = (tmp_path / "r" / "report.md").read_text()
+    assert all(f"(pictures/{name})" in markdown for name in drawn)
+
+
 def test_settings_that_differ_are_those_that_were_read(runs, tmp_path):
     sections = write_report(str(tmp_path / "r"), runs=runs, draw_panels=False)
     differ, shared, versions, machine = section(sections, "Settings")
