@@ -67,7 +67,8 @@ def stored(
 
     def load(n):
         index = input_pipeline.shuffled_index(n, len(source), seed)
-        return input_pipeline.decode(*input_pipeline.read(source, index))
+        (stored,) = input_pipeline.read(source, index)
+        return input_pipeline.decode(*stored)
 
     examples = tf.data.Dataset.range(count).map(load, tf.data.AUTOTUNE)
     facts = prepared.num_classes, prepared.ignore_label

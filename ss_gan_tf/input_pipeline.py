@@ -233,10 +233,10 @@ def train_batches(
         return images, labels
 
     def load_and_augment(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+        indices = [shuffled_index(n, len(source), seed) for n in tf.unstack(numbers)]
         fields = []
-        for n in tf.unstack(numbers):
-            index = shuffled_index(n, len(source), seed)
-            fields += decode(*read(source, index))
+        for stored in read(source, *indices):
+            fields += decode(*stored)
         images, labels = tf.numpy_function(
             augment_all, [numbers, *fields], [tf.uint8, tf.uint8], stateful=False
         )
@@ -338,7 +338,8 @@ def eval_examples(
         return np.int32(label)
 
     def load(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, label, name = decode(*read(source, index))
+        (stored,) = read(source, index)
+        image, label, name = decode(*stored)
         ids = tf.numpy_function(checked, [image, label, name], tf.int32, stateful=False)
         return {
             "image": image,
@@ -376,24 +377,26 @@ def shuffled_index(n: tf.Tensor, size: int, seed: int) -> tf.Tensor:
 
 
 def read(
-    source: Sequence[dict[str, Any]], index: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Reads one stored example.
+    source: Sequence[dict[str, Any]], *indices: tf.Tensor
+) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Reads stored examples, by one call.
 
     Args:
         source: Random access to a split, from `PreparedDataset.source`.
-        index: Scalar int64.
+        *indices: Scalars, int64.
 
     Returns:
-        Scalar strings: encoded image, encoded label, name.
+        Of each example three scalar strings: encoded image, encoded label, name.
     """
 
-    def fetch(i):
-        example = source[int(i)]
-        return example["image"], example["label"], example["name"]
+    def fetch(*numbers):
+        examples = [source[int(number)] for number in numbers]
+        names = ("image", "label", "name")
+        return [example[name] for example in examples for name in names]
 
-    fields = tf.numpy_function(fetch, [index], [tf.string] * 3)
-    return tuple(tf.ensure_shape(field, []) for field in fields)
+    fields = tf.numpy_function(fetch, indices, 3 * len(indices) * [tf.string])
+    fields = [tf.ensure_shape(field, []) for field in fields]
+    return list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
 
 
 def decode(

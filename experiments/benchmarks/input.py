@@ -241,7 +241,8 @@ def _decoded(prepared: input_pipeline.PreparedDataset, case: Case) -> tf.data.Da
 
     def load(n: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         index = input_pipeline.shuffled_index(n, len(source), SEED)
-        image, label, _ = input_pipeline.decode(*input_pipeline.read(source, index))
+        (stored,) = input_pipeline.read(source, index)
+        image, label, _ = input_pipeline.decode(*stored)
         return image, label
 
     return (
