@@ -209,14 +209,15 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
             layer.set_weights(by_name[layer.name].get_weights())
     classifier = "absent"
     if has_fc:
-        classifier = "random"
-        if "fc1" not in by_name:
-            _LOG.warning("%s has no classifier: fc6 and fc7 start at random", path)
-        elif by_name["fc1"].units != model.get_layer("fc6").filters:
-            _LOG.warning("fc6 and fc7 start at random: not as many as in %s", path)
-        else:
+        filters = model.get_layer("fc6").filters
+        there = by_name["fc1"].units if "fc1" in by_name else None
+        classifier = "grafted" if there == filters else "random"
+        if classifier == "grafted":
             _graft_classifier(model, by_name)
-            classifier = "grafted"
+        elif there or not wants_classifier:
+            _LOG.warning("fc6 and fc7 start at random: they have %d filters", filters)
+        else:
+            _LOG.warning("%s has no classifier: fc6 and fc7 start at random", path)
     return {"weights": weights, "sha256": _sha256(path), "classifier": classifier}
 
 

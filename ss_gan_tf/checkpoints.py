@@ -332,6 +332,8 @@ def _check_same_network(origin: Run, config: Config, class_names: tuple[str, ...
     names = ["backbone", "width"]
     if config.backbone == "resnet50":
         names += ["aspp_rates", "head_norm"]
+    else:
+        names += ["fc_filters"]
     for name in names:
         there, here = getattr(origin.config, name), getattr(config, name)
         if there != here:

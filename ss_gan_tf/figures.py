@@ -20,7 +20,8 @@ STYLES = {
     "frozen_adversary": ("#aa4499", ":"),
 }
 
-# Of lines that are no roles, in turn; with each dash once they repeat.
+# Of lines that are no roles: one colour after the other, with the next dash when all
+# colours are used; from the sixteenth line on they repeat.
 _COLORS = ("#e69f00", "#56b4e9", "#000000", "#cc79a7", "#8a6d00")
 _DASHES = ("-", "--", ":")
 
@@ -89,9 +90,10 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
         curves: [(step, value)] of each seed.
 
     Returns:
-        [(step, mean)] in order of steps; empty where no step is common.
+        [(step, mean)] in order of steps; empty where no step is common. A seed without
+        a point does not count.
     """
-    values = [dict(curve) for curve in curves]
+    values = [dict(curve) for curve in curves if curve]
     common = set.intersection(*map(set, values)) if values else set()
     return [
         (step, sum(seed[step] for seed in values) / len(values))

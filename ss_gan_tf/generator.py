@@ -51,7 +51,9 @@ def build_generator(
     if backbone == "vgg16":
         x = PadToMultiple(32, name="pad", dtype="float32")(image)
         fc_filters = scaled(fc_filters, width)
-        scores = fcn8s(x, num_classes, width, fc_filters, dropout)
+        scores = fcn8s(
+            x, num_classes, width=width, fc_filters=fc_filters, dropout=dropout
+        )
     else:
         x = PadToMultiple(8, name="pad", dtype="float32")(image)
         x = backbones.resnet50_trunk(x, width)
@@ -63,7 +65,9 @@ def build_generator(
     return model
 
 
-def fcn8s(x, num_classes: int, width: float, fc_filters: int, dropout: float):
+def fcn8s(
+    x, num_classes: int, *, width: float, fc_filters: int, dropout: float
+) -> keras.KerasTensor:
     """Table 1, `vgg16`: rows 0-7 and the fusion with pool4 and pool3.
 
     Args:

@@ -11,12 +11,12 @@ Cropping comes before scaling: a window of crop_size / scale source pixels is
 cut out and only that is mirrored and resized, which gives the pixels of "resize
 everything, then crop" at a fraction of the cost.  For the same reason pixels stay
 uint8 until the batch is on its device, and what happens to them after decoding is
-NumPy and OpenCV, in one call for a few examples, which writes them where the batch has
-them: on a CPU that is several times as fast as TensorFlow's operations on single
-images, and each further copy of an example costs more than drawing its window.
+NumPy and OpenCV, in one call for up to four examples, which writes all of them into one
+array: on a CPU that is several times as fast as TensorFlow's operations on single
+images, and a small batch is not copied again.
 
-Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes and returns the
-(image, label) pair, so the two cannot get out of step.
+Shapes: B batch, H W pixels, 3 colours RGB.  Geometry takes the image and its label
+together, so the two cannot get out of step.
 """
 
 import dataclasses
@@ -37,8 +37,9 @@ Color = tuple[float, float, float]
 # crop would wait for a large one before it.
 EXAMPLES_AHEAD = 4 * (os.cpu_count() or 1)
 
-# At most so many of a batch are made by one call, straight into one array. More would
-# leave cores without work where batches are large.
+# At most so many of a batch are made by one call, straight into one array; as many as
+# divide its share of the batch. More would leave cores without work where batches are
+# large.
 EXAMPLES_A_CALL = 4
 
 # TensorFlow takes an array of NumPy's that begins at a multiple of this many bytes for
@@ -203,6 +204,8 @@ def train_batches(
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed={seed} is outside 0..2^31 - 1.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1.")
     if not 0 < scale_range[0] <= scale_range[1]:
         raise ValueError(f"scale_range={scale_range} is not 0 < lowest <= highest.")
     source = prepared.source(split)
@@ -281,7 +284,7 @@ def _empty_batch(size: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [B, S, S, 3] and [B, S, S] that TensorFlow takes over without a copy."""
     pixels = size * side**2
     room = pixels + -pixels % ALIGNMENT
-    memory = np.empty(4 * room + ALIGNMENT, np.uint8)  # one block is found faster
+    memory = np.empty(4 * room + ALIGNMENT, np.uint8)  # one allocation, not two
     memory = memory[-memory.ctypes.data % ALIGNMENT :]
     return (
         memory[: 3 * pixels].reshape(size, side, side, 3),
@@ -442,10 +445,12 @@ def check(
             `tf.errors.InvalidArgumentError`, whose first line says the same.
     """
     name = name.decode(errors="replace")
+    if label.dtype != np.uint8:
+        raise ValueError(f"label of {name} is {label.dtype}, not uint8")
     if image.shape[:2] != label.shape:
         sizes = list(image.shape[:2]), list(label.shape)
         raise ValueError(f"{name}: image is {sizes[0]} but label is {sizes[1]}")
-    if ignore_label == 255 and num_classes <= 128:
+    if ignore_label == 255:
         signed = label.view(np.int8)  # 255 is -1: the common case in two quick passes
         if signed.max() < num_classes and signed.min() >= -1:
             return
@@ -463,7 +468,7 @@ def check(
             )
 
 
-def draw(seed: int, n: int) -> list[float]:
+def draw(seed: int, n: int) -> tuple[float, ...]:
     """The random numbers of the run's n-th example, a function of (seed, n).
 
     Philox (Salmon et al. 2011) is a cipher of its key: NumPy promises the same bits in
@@ -481,11 +486,11 @@ def draw(seed: int, n: int) -> list[float]:
 
 
 @functools.lru_cache(maxsize=16)
-def _draws(seed: int, block: int) -> list[list[float]]:
+def _draws(seed: int, block: int) -> list[tuple[float, ...]]:
     """What `draw` gives for the examples of a block."""
     bits = np.random.Philox(key=[seed, block]).random_raw(4 * DRAWS_AT_ONCE)
     numbers = (bits >> np.uint64(11)) * 2.0**-53
-    return numbers.reshape(DRAWS_AT_ONCE, 4).tolist()
+    return list(map(tuple, numbers.reshape(DRAWS_AT_ONCE, 4).tolist()))
 
 
 def window_size(crop_size: int, scale_range: tuple[float, float], number: float) -> int:

@@ -177,13 +177,13 @@ def _curves(tables: Tables) -> list:
 
         blocks += _drawn(tables.name(group), _slug(*group), lines)
         if names:
-            title = f"{tables.name(group)}: variants, mean over seeds"
+            title = f"{tables.name(group)}: variants, mean over the seeds of each"
             blocks += _drawn(title, f"{_slug(*group)}-variants", means)
     return blocks or [Text("The runs have no event files.")]
 
 
 def _drawn(title: str, slug: str, lines) -> list:
-    """A picture of each of CURVES; `lines` has a tag and gives the lines for it."""
+    """A picture of each of CURVES, whose lines the function `lines` gives for a tag."""
     pictures = []
     for tag, name, unit, landmark, meaning in CURVES:
         drawn = figures.draw_curves(lines(tag), name, unit, landmark)

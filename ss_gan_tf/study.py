@@ -12,6 +12,7 @@ of the train program, so a crash takes one run with it and not the study:
 A run that fails does not stop the study; those that need its weights are left out,
 and the next start tries them again. What has finished is never done twice. A study may
 be told to keep only the figures of variants and placebos, whose weights nobody needs.
+Where a run's last weights are its best ones too, they are evaluated once.
 """
 
 import dataclasses
@@ -64,10 +65,13 @@ class Variant:
     changes: dict[str, Any]  # the same as fields of Config
 
     def __post_init__(self):
-        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII) or self.name in ROLES:
+        if (
+            not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name, re.ASCII)
+            or self.name in ROLES
+        ):
             raise ValueError(
                 f"variant={self.name!r}: needs a name of letters, digits, '_', '-' and "
-                "'.' that begins with none of the last two and is none of "
+                "'.' that begins with a letter or digit and is none of "
                 f"{', '.join(ROLES)}"
             )
         allowed = {*config_rules.ADVERSARY, "guard", *config_rules.GUARD}
@@ -261,15 +265,13 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             key = split if checkpoint == "last" else f"{split}-best"
             if key in entry["metrics"]:
                 continue
-            if checkpoint == "best" and _best_is_last(entry, folder):
-                _copy_evaluation(folder, split, key)
-                entry["metrics"][key] = results.read_metrics(folder, key)
-                continue
             flags = [f"--workdir={folder}", f"--split={split}", data]
             flags += [f"--checkpoint={checkpoint}", *settings.evaluate_flags]
-            evaluated, _ = call(evaluate, *flags)
-            if not evaluated:
-                return
+            same = checkpoint == "best" and _best_is_last(entry, folder)
+            if not (same and _copy_evaluation(folder, split, key)):
+                evaluated, _ = call(evaluate, *flags)
+                if not evaluated:
+                    return
             entry["metrics"][key] = results.read_metrics(folder, key)
             _write(study, workdir)
     entry["status"] = "done"
@@ -283,12 +285,18 @@ def _best_is_last(entry, folder) -> bool:
     return untouched and checkpoints.best_is_last(folder)
 
 
-def _copy_evaluation(folder, split, key):
-    """RUN/eval/SPLIT as RUN/eval/KEY, whole or not at all."""
+def _copy_evaluation(folder, split, key) -> bool:
+    """RUN/eval/SPLIT as RUN/eval/KEY; False where there is nothing to copy."""
     source, target = (os.path.join(folder, "eval", name) for name in (split, key))
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target + ".tmp", dirs_exist_ok=True)
-    os.replace(target + ".tmp", target)
+    if not os.path.isfile(os.path.join(source, "metrics.json")):
+        return False
+    os.makedirs(target, exist_ok=True)
+    # Last what says that there is an evaluation.
+    for name in sorted(os.listdir(source), key=lambda name: name == "metrics.json"):
+        path = os.path.join(target, name)
+        shutil.copyfile(os.path.join(source, name), path + ".tmp")
+        os.replace(path + ".tmp", path)
+    return True
 
 
 def _prune(run, entry, settings, workdir, study):

@@ -295,10 +295,10 @@ def small_classifier():
     return keras.Model(image, layers.Dense(8, activation="relu", name="fc2")(x))
 
 
-def small_fully_convolutional():
+def small_fully_convolutional(filters=10):
     """The same as the generator's rows 5 and 6."""
     image = keras.Input((None, None, 6))
-    x = generator._fc(image, 10, 7, "fc6")
+    x = generator._fc(image, filters, 7, "fc6")
     return keras.Model(image, generator._fc(x, 8, 1, "fc7"))
 
 
@@ -325,6 +325,30 @@ def test_grafted_classifier_equals_the_dense_layers_on_a_7x7_map(tmp_path, monke
     dense = source(image).numpy()
     assert 0.2 < np.mean(dense > 0) < 0.9
     np.testing.assert_allclose(ours(image)[:, 3, 3], dense, rtol=1e-5, atol=1e-6)
+
+
+def test_narrower_fc_layers_start_at_random(tmp_path, monkeypatch, caplog):
+    ours = small_fully_convolutional(filters=6)
+    before = ours.get_weights()
+    path = tmp_path / "with_classifier.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("predictions/kernel", (4096, 1000), chunks=True)
+    asked = []
+
+    def application(include_top, weights):
+        asked.append((include_top, weights))
+        return small_classifier()
+
+    monkeypatch.setitem(backbones._APPLICATIONS, "vgg16", application)
+    for weights in (str(path), "imagenet"):
+        monkeypatch.setattr(backbones, "_sha256", lambda path: "0")
+        result = backbones.load_imagenet(ours, "vgg16", weights)
+        assert result["classifier"] == "random"
+    # What cannot be used is not downloaded.
+    assert asked == [(True, str(path)), (False, "imagenet")]
+    assert caplog.text.count("fc6 and fc7 start at random: they have 6 filters") == 2
+    for old, new in zip(before, ours.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.slow

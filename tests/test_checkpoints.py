@@ -223,20 +223,45 @@ def test_a_folder_without_states_keeps_what_is_worth_keeping(tiny_run, tmp_path)
     assert (folder / "export").exists()
 
 
-def test_best_is_last_when_both_are_of_one_step(tiny_run, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(tiny_run, workdir)
-    steps = {}
-    for which in ("last", "best"):
-        run = checkpoints.read_run(str(workdir))
-        _, info = checkpoints.load_generator(run, which)
-        steps[which] = (info["phase"], info["step"])
-    same = steps["last"] == steps["best"]
-    assert checkpoints.best_is_last(str(workdir)) == same
-    # The other case: `best` of the first phase alone, and `last` in its place.
-    shutil.rmtree(workdir / "best" / "phase2")
-    assert not checkpoints.best_is_last(str(workdir))
-    shutil.copytree(workdir / "checkpoints", workdir / "best" / "phase2")
-    assert checkpoints.best_is_last(str(workdir))
-    shutil.rmtree(workdir / "best")
-    assert not checkpoints.best_is_last(str(workdir))
+def test_best_is_last_when_both_are_of_one_step(tmp_path):
+    def save(folder, stage, step):
+        position = checkpoints.Position()
+        position.stage.assign(stage)
+        position.step.assign(step)
+        path = str(tmp_path / folder / "state")
+        tf.train.CheckpointManager(
+            tf.train.Checkpoint(position=position), os.path.dirname(path), max_to_keep=1
+        ).save()
+
+    def same():
+        return checkpoints.best_is_last(str(tmp_path))
+
+    assert not same()  # neither
+    save("checkpoints", "phase2", 4)
+    assert not same()  # no best one
+    save("best/phase1", "phase1", 4)
+    assert not same()
+    save("best/phase2", "phase2", 2)
+    assert not same()
+    save("best/phase2", "phase2", 4)
+    assert same()
+    (path,) = (tmp_path / "best" / "phase2").glob("*.index")
+    path.write_bytes(b"not a table")
+    assert not same()
+
+
+def test_weights_of_other_fc_layers_are_refused_before_they_are_read(
+    tiny_config, tiny_run
+):
+    names = checkpoints.read_run(tiny_run).class_names
+    changes = {"arm": "vgg16_g", "init_generator": tiny_run}
+    checkpoints.check_start(dataclasses.replace(tiny_config, **changes), names)
+    other = dataclasses.replace(tiny_config, **changes, fc_filters=1024)
+    with pytest.raises(ValueError, match="its fc_filters is 4096, this run's is 1024"):
+        checkpoints.check_start(other, names)
+
+
+def test_a_run_has_the_fc_layers_that_it_asks_for(tiny_config):
+    config = dataclasses.replace(tiny_config, width=0.125, fc_filters=1024)
+    generator = checkpoints.build_run_generator(config, 3)
+    assert generator.get_layer("fc6").filters == 128

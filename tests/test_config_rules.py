@@ -98,9 +98,9 @@ def test_any_value_makes_a_run_or_one_line(name, value):
 @pytest.mark.parametrize(
     "settings, used, unused",
     [
-        ({"arm": "vgg16"}, ["phase1_lr", "dropout"], ["adversary_lr", "generator_lr"]),
+        ({"arm": "vgg16"}, ["dropout", "fc_filters"], ["adversary_lr", "generator_lr"]),
         ({"arm": "vgg16_g"}, ["adversary_lr"], ["aspp_rates", "gradient_ratio"]),
-        ({"arm": "resnet50_g"}, ["aspp_rates", "lambda_adv"], ["dropout"]),
+        ({"arm": "resnet50_g"}, ["aspp_rates"], ["dropout", "fc_filters"]),
         ({"init_generator": "run"}, ["generator_lr"], ["phase1_steps", "phase1_lr"]),
         ({"extractor": "none"}, ["grid_size"], ["normalize_features"]),
         (PRESETS["recommended"], ["gradient_ratio", "lambda_max"], ["lambda_adv"]),

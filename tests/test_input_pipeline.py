@@ -208,10 +208,17 @@ def test_stream_is_endless(prepared):
 # --- The batches -------------------------------------------------------------
 
 
-def test_shapes_are_static(prepared):
-    spec = batches(prepared, batch_size=2).element_spec
-    assert spec["image"] == tf.TensorSpec([2, 32, 32, 3], tf.uint8)
-    assert spec["label"] == tf.TensorSpec([2, 32, 32], tf.uint8)
+@pytest.mark.parametrize("size", [2, 5, 6])
+def test_shapes_are_static(prepared, size):
+    spec = batches(prepared, batch_size=size).element_spec
+    assert spec["image"] == tf.TensorSpec([size, 32, 32, 3], tf.uint8)
+    assert spec["label"] == tf.TensorSpec([size, 32, 32], tf.uint8)
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_batch_has_an_example(prepared, size):
+    with pytest.raises(ValueError, match=f"batch_size={size}: must be at least 1"):
+        batches(prepared, batch_size=size)
 
 
 def test_a_batch_that_is_not_full_is_dropped(prepared):
@@ -405,6 +412,38 @@ def test_check_names_example_value_and_rule(size, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, np.uint16])
+def test_check_takes_bytes_alone(dtype):
+    image, label = np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), dtype)
+    with pytest.raises(ValueError, match=f"label of x is {label.dtype}, not uint8"):
+        input_pipeline.check(image, label, b"x", 2, 255)
+
+
+@pytest.mark.parametrize("side", [1, 7, 8])
+def test_a_batch_is_taken_over_without_a_copy(side):
+    images, labels = input_pipeline._empty_batch(3, side)
+    assert images.shape == (3, side, side, 3) and labels.shape == (3, side, side)
+    assert images.flags.c_contiguous and labels.flags.c_contiguous
+    assert not np.shares_memory(images, labels)
+    for array in (images, labels):
+        assert array.ctypes.data % input_pipeline.ALIGNMENT == 0
+
+    def addresses(array):
+        def where(n):
+            tensor = tf.numpy_function(lambda _: array, [n], tf.uint8)
+            return tf.numpy_function(lambda x: x.ctypes.data, [tensor], tf.int64)
+
+        (there,) = tf.data.Dataset.range(1).map(where)
+        return array.ctypes.data, int(there)
+
+    ours, theirs = addresses(labels)
+    assert ours == theirs
+    shifted = np.empty(4 * 64 + 65, np.uint8)
+    shifted = shifted[1 - shifted.ctypes.data % 64 + 64 :][: 3 * 64]
+    ours, theirs = addresses(shifted)
+    assert ours != theirs  # what the alignment is for
+
+
 def test_draws_are_uniform_and_a_function_of_seed_and_number():
     numbers = np.array([input_pipeline.draw(3, n) for n in range(2000)])
     assert numbers.shape == (2000, 4) and 0 <= numbers.min() and numbers.max() < 1
@@ -413,11 +452,11 @@ def test_draws_are_uniform_and_a_function_of_seed_and_number():
     np.testing.assert_allclose(np.corrcoef(numbers.T), np.eye(4), atol=0.1)
     neighbours = np.corrcoef(numbers[1:, 0], numbers[:-1, 0])[0, 1]
     assert abs(neighbours) < 0.1
-    assert input_pipeline.draw(3, 7) == numbers[7].tolist()
+    assert input_pipeline.draw(3, 7) == tuple(numbers[7])
     assert not set(input_pipeline.draw(4, 7)) & set(numbers.flat)
     # A block of 256 examples is one stream of NumPy's: 513 is the second of the third.
     raw = np.random.Philox(key=[3, 2]).random_raw(8)[4:]
-    assert input_pipeline.draw(3, 513) == ((raw >> np.uint64(11)) * 2.0**-53).tolist()
+    assert input_pipeline.draw(3, 513) == tuple((raw >> np.uint64(11)) * 2.0**-53)
     # Runs of other NumPy versions meet the same crops.
     assert input_pipeline.draw(3, 7) == pytest.approx(
         [

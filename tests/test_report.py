@@ -67,7 +67,10 @@ def test_curves_of_variants_stand_beside_the_arms(runs, fake_run, tmp_path):
         str(tmp_path / "r"), study_dir=str(study), draw_panels=False
     )
     titles = [block.caption for block in section(sections, "Training")]
-    assert titles == ["camvid, vgg16", "camvid, vgg16: variants, mean over seeds"]
+    assert titles == [
+        "camvid, vgg16",
+        "camvid, vgg16: variants, mean over the seeds of each",
+    ]
     drawn = [p.name for p in section(sections, "Training")[1].pictures]
     assert drawn == [
         "camvid-vgg16-variants-loss-loss-d.svg",

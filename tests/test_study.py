@@ -6,6 +6,8 @@ tests/experiments/test_study.py runs the real ones.
 
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -35,7 +37,8 @@ if kind == "evaluate":
     folder = os.path.join(flags["workdir"], "eval", flags["split"] + best)
     os.makedirs(folder)
     with open(os.path.join(folder, "metrics.json"), "w") as file:
-        json.dump({"miou": 0.5, "iou": {}, "num_images": 3}, file)
+        calls = len(open(os.path.join(root, "calls")).readlines())
+        json.dump({"miou": calls / 100, "iou": {}, "num_images": 3}, file)
 """
 
 
@@ -248,7 +251,7 @@ def test_a_study_trains_evaluates_and_writes_all_down(bench):
     run = result["runs"]["seed0/vgg16/control"]
     assert (run["status"], run["role"], run["exit_code"]) == ("done", "control", 0)
     assert set(run["metrics"]) == {"test", "test-best", "val", "val-best"}
-    assert run["metrics"]["test"]["miou"] == 0.5 and run["train_seconds"] > 0
+    assert run["metrics"]["test"]["miou"] > 0 and run["train_seconds"] > 0
     validations = run["validations"]
     assert (validations["mean"], validations["count"]) == (None, 0)
     assert validations["guard"] == {"ways_back": 0, "ended": False, "last_step": None}
@@ -482,11 +485,30 @@ def test_weights_that_are_both_last_and_best_are_evaluated_once(bench, monkeypat
     monkeypatch.setattr(study.checkpoints, "best_is_last", lambda folder: True)
     runs = bench.run()["runs"]
     assert [kind for kind, _ in bench.calls()] == 3 * ["train", "evaluate"]
-    for name, entry in runs.items():
-        assert entry["metrics"]["test"] == entry["metrics"]["test-best"]
+    for number, (name, entry) in enumerate(runs.items(), start=1):
+        assert (
+            entry["metrics"]["test"]["miou"] == 2 * number / 100
+        )  # 2nd, 4th, 6th call
+        assert entry["metrics"]["test-best"] == entry["metrics"]["test"]
         folder = f"{bench.workdir}/{name}/eval"
         assert sorted(os.listdir(folder)) == ["test", "test-best"]
+        assert os.listdir(f"{folder}/test-best") == ["metrics.json"]
     assert bench.run()["runs"] == runs and not bench.calls()
+
+
+def test_what_is_not_there_to_copy_is_evaluated(bench, monkeypatch):
+    monkeypatch.setattr(study.checkpoints, "best_is_last", lambda folder: True)
+    bench.run()
+    bench.calls()
+    path = pathlib.Path(bench.workdir, "study.json")
+    content = json.loads(path.read_text())
+    entry = content["runs"]["seed0/vgg16/control"]
+    del entry["metrics"]["test-best"]
+    path.write_text(json.dumps(content))
+    shutil.rmtree(f"{bench.workdir}/seed0/vgg16/control/eval")
+    runs = bench.run()["runs"]
+    assert bench.calls() == [("evaluate", "seed0/vgg16/control")]
+    assert {run["status"] for run in runs.values()} == {"done"}
 
 
 def test_the_guard_may_come_to_a_step_twice(bench, monkeypatch):
