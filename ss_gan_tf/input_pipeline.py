@@ -444,16 +444,17 @@ def check(
         ValueError: Names example, value and rule; inside tf.data it arrives as
             `tf.errors.InvalidArgumentError`, whose first line says the same.
     """
+    fits = label.dtype == np.uint8 and image.shape[:2] == label.shape
+    if fits and ignore_label == 255:
+        signed = label.view(np.int8)  # 255 is -1: the common case in two passes
+        if signed.max() < num_classes and signed.min() >= -1:
+            return
     name = name.decode(errors="replace")
     if label.dtype != np.uint8:
         raise ValueError(f"label of {name} is {label.dtype}, not uint8")
     if image.shape[:2] != label.shape:
         sizes = list(image.shape[:2]), list(label.shape)
         raise ValueError(f"{name}: image is {sizes[0]} but label is {sizes[1]}")
-    if ignore_label == 255:
-        signed = label.view(np.int8)  # 255 is -1: the common case in two quick passes
-        if signed.max() < num_classes and signed.min() >= -1:
-            return
     # Below and above the ignore label: two comparisons cost half of a table's look-up.
     below = num_classes, ignore_label - 1
     above = max(num_classes, ignore_label + 1), 255
@@ -544,9 +545,9 @@ def mirror(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """(H, W) times a factor in single precision, rounded, at least 1 pixel."""
-    new = np.maximum(np.rint(np.float32(size) * np.float32(factor)), 1)
-    return int(new[0]), int(new[1])
+    """(H, W) times a factor, rounded, at least 1 pixel."""
+    height, width = size
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def scale(
@@ -587,7 +588,9 @@ def fill(
         colors: [S, 3] uint8, RGB of a filled row.
         ignore_label: Label of the filled pixels.
     """
-    image[height:] = colors
-    image[:height, width:] = colors[width:]
-    label[height:] = ignore_label
-    label[:height, width:] = ignore_label
+    if height < len(label):
+        image[height:] = colors
+        label[height:] = ignore_label
+    if width < len(colors):
+        image[:height, width:] = colors[width:]
+        label[:height, width:] = ignore_label
