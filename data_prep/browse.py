@@ -67,8 +67,8 @@ def stored(
 
     def load(n):
         index = input_pipeline.shuffled_index(n, len(source), seed)
-        (stored,) = input_pipeline.read(source, index)
-        return input_pipeline.decode(*stored)
+        (example,) = input_pipeline.read(source, index)
+        return input_pipeline.decode(*example)
 
     examples = tf.data.Dataset.range(count).map(load, tf.data.AUTOTUNE)
     facts = prepared.num_classes, prepared.ignore_label

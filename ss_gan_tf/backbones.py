@@ -196,28 +196,27 @@ def load_imagenet(model: keras.Model, backbone: str, weights: str) -> dict:
         OSError: the download failed.
         ValueError: the file is not of this backbone.
     """
-    has_fc = any(layer.name == "fc6" for layer in model.layers)
+    # None: no classifier here.
+    filters = next((x.filters for x in model.layers if x.name == "fc6"), None)
     if weights == "none":
         _LOG.warning("%s starts from random weights: backbone_weights=none", backbone)
-        classifier = "random" if has_fc else "absent"
+        classifier = "random" if filters else "absent"
         return {"weights": "none", "sha256": None, "classifier": classifier}
-    wants_classifier = has_fc and model.get_layer("fc6").filters == 4096
-    source, path = _open_application(backbone, weights, wants_classifier)
+    source, path = _open_application(backbone, weights, filters == 4096)
     by_name = {layer.name: layer for layer in source.layers}
     for layer in model.layers:
         if layer.weights and layer.name in by_name:
             layer.set_weights(by_name[layer.name].get_weights())
     classifier = "absent"
-    if has_fc:
-        filters = model.get_layer("fc6").filters
+    if filters:
         there = by_name["fc1"].units if "fc1" in by_name else None
         classifier = "grafted" if there == filters else "random"
         if classifier == "grafted":
             _graft_classifier(model, by_name)
-        elif there or not wants_classifier:
-            _LOG.warning("fc6 and fc7 start at random: they have %d filters", filters)
-        else:
+        elif there is None and weights != "imagenet":
             _LOG.warning("%s has no classifier: fc6 and fc7 start at random", path)
+        else:
+            _LOG.warning("fc6 and fc7 start at random: they have %d filters", filters)
     return {"weights": weights, "sha256": _sha256(path), "classifier": classifier}
 
 

@@ -444,17 +444,16 @@ def check(
         ValueError: Names example, value and rule; inside tf.data it arrives as
             `tf.errors.InvalidArgumentError`, whose first line says the same.
     """
-    fits = label.dtype == np.uint8 and image.shape[:2] == label.shape
-    if fits and ignore_label == 255:
-        signed = label.view(np.int8)  # 255 is -1: the common case in two passes
-        if signed.max() < num_classes and signed.min() >= -1:
-            return
     name = name.decode(errors="replace")
     if label.dtype != np.uint8:
         raise ValueError(f"label of {name} is {label.dtype}, not uint8")
     if image.shape[:2] != label.shape:
         sizes = list(image.shape[:2]), list(label.shape)
         raise ValueError(f"{name}: image is {sizes[0]} but label is {sizes[1]}")
+    if ignore_label == 255:
+        signed = label.view(np.int8)  # 255 is -1: the common case in two passes
+        if signed.max() < num_classes and signed.min() >= -1:
+            return
     # Below and above the ignore label: two comparisons cost half of a table's look-up.
     below = num_classes, ignore_label - 1
     above = max(num_classes, ignore_label + 1), 255

@@ -163,18 +163,18 @@ def _curves(tables: Tables) -> list:
             for role in (*results.ROLES, *names)
         }
 
-        def curves(tag, *roles, read=read):
-            return {role: [found[tag] for found in read[role]] for role in roles}
-
-        def lines(tag):
+        lines, means = {}, {}
+        for tag in tags:
+            found = {role: [run[tag] for run in runs] for role, runs in read.items()}
             # Phase 1 has a time axis of its own.
-            found = curves(tag, *(role for role in results.ROLES if role != "phase1"))
-            return found if any(map(any, found.values())) else curves(tag, "phase1")
-
-        def means(tag, roles=("adversarial", *names)):
-            found = curves(tag, *roles)
-            return {role: [figures.mean_curve(found[role])] for role in roles}
-
+            roles = [role for role in results.ROLES if role != "phase1"]
+            if not any(any(found[role]) for role in roles):
+                roles = ["phase1"]
+            lines[tag] = {role: found[role] for role in roles}
+            means[tag] = {
+                role: [figures.mean_curve(found[role])]
+                for role in ("adversarial", *names)
+            }
         blocks += _drawn(tables.name(group), _slug(*group), lines)
         if names:
             title = f"{tables.name(group)}: variants, mean over the seeds of each"
@@ -183,10 +183,10 @@ def _curves(tables: Tables) -> list:
 
 
 def _drawn(title: str, slug: str, lines) -> list:
-    """A picture of each of CURVES, whose lines the function `lines` gives for a tag."""
+    """A picture of each of CURVES; `lines` holds those of each tag, by role."""
     pictures = []
     for tag, name, unit, landmark, meaning in CURVES:
-        drawn = figures.draw_curves(lines(tag), name, unit, landmark)
+        drawn = figures.draw_curves(lines[tag], name, unit, landmark)
         if drawn:
             pictures.append(Picture(f"{slug}-{_slug(tag)}.svg", meaning, drawn))
     return [Pictures(title, pictures, large=True)] if pictures else []

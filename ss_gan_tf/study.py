@@ -267,7 +267,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
                 continue
             flags = [f"--workdir={folder}", f"--split={split}", data]
             flags += [f"--checkpoint={checkpoint}", *settings.evaluate_flags]
-            same = checkpoint == "best" and _best_is_last(entry, folder)
+            same = checkpoint == "best" and _best_is_last(folder)
             if not (same and _copy_evaluation(folder, split, key)):
                 evaluated, _ = call(evaluate, *flags)
                 if not evaluated:
@@ -278,9 +278,9 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
     _prune(run, entry, settings, workdir, study)
 
 
-def _best_is_last(entry, folder) -> bool:
+def _best_is_last(folder) -> bool:
     """Whether a second evaluation would see the same weights."""
-    guard = entry["validations"]["guard"]
+    guard = results.guard_outcome(folder)
     untouched = not (guard["ways_back"] or guard["ended"])
     return untouched and checkpoints.best_is_last(folder)
 
