@@ -3,7 +3,9 @@
 Keras computes a dilated convolution as an ordinary one on interleaved sub-images
 (space to batch). At the rates of the ASPP head, on maps hardly larger than the rate,
 most of what that multiplies is padding. oneDNN (CPU) and cuDNN (GPU) take the
-dilation itself.
+dilation itself, in both directions; a CPU without oneDNN takes it forwards alone, and
+that is enough: the gradient with respect to the input is a dilated convolution too,
+and that with respect to the kernel one matrix product for each of its positions.
 """
 
 import contextlib
@@ -15,23 +17,91 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
 class DilatedConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D`, same numbers and weights, dilated by the device.
-
-    Where the device cannot differentiate it (a CPU build without oneDNN, float16 on
-    CPUs), Keras' way is taken.
-    """
+    """`keras.layers.Conv2D`, same numbers and weights, dilated by the device."""
 
     def convolution_op(self, inputs, kernel):
         """[B, H, W, F] and [k, k, F, F'] -> [B, H', W', F'], without the bias."""
-        if not (_FOR_ANOTHER_DEVICE or _device_differentiates_dilation(inputs.dtype)):
+        rates, padding = self.dilation_rate, self.padding.upper()
+        if rates == (1, 1) or self.groups > 1:
             return super().convolution_op(inputs, kernel)
-        return tf.nn.conv2d(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding.upper(),
-            dilations=self.dilation_rate,
-        )
+        # Keras refuses other strides where there is dilation.
+        if _FOR_ANOTHER_DEVICE or _device_differentiates_dilation(inputs.dtype):
+            return tf.nn.conv2d(inputs, kernel, 1, padding, dilations=rates)
+        return convolve(inputs, tf.convert_to_tensor(kernel), rates, padding)
+
+
+def convolve(
+    image: tf.Tensor, kernel: tf.Tensor, rates: tuple[int, int], padding: str
+) -> tf.Tensor:
+    """A dilated convolution of stride 1 whose gradients need its forward kernel alone.
+
+    With y[u] = sum_i x[u + rate i - before] k[i], `before` the padding there, the
+    gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
+    reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
+    where they overlap.
+
+    Args:
+        image: [B, H, W, F].
+        kernel: [k, k', F, F'].
+        rates: along H and W.
+        padding: "SAME" or "VALID".
+
+    Returns:
+        [B, H', W', F'].
+    """
+    spans = [
+        (size - 1) * rate for size, rate in zip(kernel.shape[:2], rates, strict=True)
+    ]
+    same = padding == "SAME"
+    before = [span // 2 if same else 0 for span in spans]
+    after = [span - span // 2 if same else 0 for span in spans]
+
+    @tf.custom_gradient
+    def forward(image, kernel):
+        out = tf.nn.conv2d(image, kernel, 1, padding, dilations=rates)
+
+        def backward(gradient):
+            reversed_kernel = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
+            around = [
+                [span - first, span - last]
+                for span, first, last in zip(spans, before, after, strict=True)
+            ]
+            at_image = tf.nn.conv2d(
+                gradient, reversed_kernel, 1, [[0, 0], *around, [0, 0]], dilations=rates
+            )
+            return at_image, _at_kernel(image, gradient, kernel.shape, rates, before)
+
+        return out, backward
+
+    return forward(image, kernel)
+
+
+def _at_kernel(image, gradient, shape, rates, before):
+    """The gradient at each position of a kernel of this shape."""
+    height, width, filters_in, filters_out = shape
+    products = []
+    for row in range(height):
+        here_h, there_h = _overlap(image, gradient, 1, row * rates[0] - before[0])
+        for column in range(width):
+            here_w, there_w = _overlap(
+                image, gradient, 2, column * rates[1] - before[1]
+            )
+            products.append(
+                tf.matmul(
+                    tf.reshape(image[:, here_h, here_w], [-1, filters_in]),
+                    tf.reshape(gradient[:, there_h, there_w], [-1, filters_out]),
+                    transpose_a=True,
+                )
+            )
+    return tf.reshape(tf.stack(products), shape)
+
+
+def _overlap(image, gradient, axis, shift):
+    """The parts of both along an axis where image[u + shift] meets gradient[u]."""
+    start = max(0, -shift)
+    stop = tf.minimum(tf.shape(gradient)[axis], tf.shape(image)[axis] - shift)
+    stop = tf.maximum(start, stop)  # empty where the kernel reaches beyond the map
+    return slice(start + shift, stop + shift), slice(start, stop)
 
 
 _FOR_ANOTHER_DEVICE = []

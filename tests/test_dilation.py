@@ -8,10 +8,10 @@ from ss_gan_tf.backbones import resnet50_trunk
 from ss_gan_tf.dilation import DilatedConv2D
 
 
-def both(rate, **kwargs):
+def both(rate, size=3, **kwargs):
     """Keras' layer and ours with the same weights."""
     layers = [
-        conv(4, 3, dilation_rate=rate, bias_initializer="ones", **kwargs)
+        conv(4, size, dilation_rate=rate, bias_initializer="ones", **kwargs)
         for conv in (keras.layers.Conv2D, DilatedConv2D)
     ]
     for layer in layers:
@@ -79,9 +79,11 @@ def test_gradients_in_a_compiled_graph_on_any_device():
     assert all(tf.reduce_any(g != 0) for g in gradients[1:])
 
 
-def test_the_trunk_rearranges_nothing():
-    if not dilation._device_differentiates_dilation(tf.float32):
-        pytest.skip("this device takes Keras' way")
+@pytest.mark.parametrize("differentiates", [True, False])
+def test_the_trunk_rearranges_nothing(differentiates, monkeypatch):
+    monkeypatch.setattr(
+        dilation, "_device_differentiates_dilation", lambda _: differentiates
+    )
     image = keras.Input((None, None, 3))
     trunk = keras.Model(image, resnet50_trunk(image, width=0.125))
     traced = tf.function(trunk).get_concrete_function(
@@ -91,15 +93,56 @@ def test_the_trunk_rearranges_nothing():
     assert "Conv2D" in found and "SpaceToBatchND" not in found
 
 
-def test_where_the_device_cannot_keras_does(monkeypatch):
-    image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2])
-    theirs, ours = both(3, padding="same")
-    with_kernel = ours(image)
+@pytest.fixture
+def device_without_gradients(monkeypatch):
+    """A device that takes the dilation forwards alone, as a CPU without oneDNN."""
     monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
-    np.testing.assert_array_equal(theirs(image), ours(image))
-    np.testing.assert_allclose(with_kernel, ours(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "size, rate, padding",
+    [
+        (3, 2, "same"),
+        (3, 9, "same"),
+        (3, 40, "same"),  # beyond the map
+        (3, 4, "valid"),
+        ((2, 4), 3, "same"),  # more padding after than before
+        ((1, 5), (2, 3), "valid"),
+    ],
+)
+def test_where_the_device_cannot_the_gradients_are_keras_too(
+    size, rate, padding, compiled, device_without_gradients
+):
+    image = tf.constant(
+        np.random.default_rng(0).normal(size=(2, 21, 30, 3)), tf.float32
+    )
+    theirs, ours = both(rate, size=size, padding=padding)
+    run = tf.function(output_and_gradients) if compiled else output_and_gradients
+    for a, b in zip(output_and_gradients(theirs, image), run(ours, image), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     # Both ways share the layer's weights and their names.
     assert [w.name for w in ours.weights] == [w.name for w in theirs.weights]
+
+
+def test_where_the_device_cannot_sizes_may_be_unknown(device_without_gradients):
+    theirs, ours = both(5, padding="same")
+    sizes = tf.TensorSpec([None, None, None, 3], tf.float32)
+    run = tf.function(lambda x: output_and_gradients(ours, x), input_signature=[sizes])
+    for shape in ([1, 9, 4, 3], [2, 17, 12, 3]):
+        image = tf.random.stateless_normal(shape, [1, 2])
+        for a, b in zip(output_and_gradients(theirs, image), run(image), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_device_cannot_groups_are_left_to_keras(device_without_gradients):
+    layer = DilatedConv2D(4, 3, dilation_rate=3, groups=2, padding="same")
+    theirs = keras.layers.Conv2D(4, 3, dilation_rate=3, groups=2, padding="same")
+    image = tf.random.stateless_normal([1, 16, 16, 6], [1, 2])
+    for one in (layer, theirs):
+        one.build(image.shape)
+    theirs.set_weights(layer.get_weights())
+    np.testing.assert_allclose(layer(image), theirs(image), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
