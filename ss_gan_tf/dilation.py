@@ -111,8 +111,8 @@ _FOR_ANOTHER_DEVICE = []
 def on_another_device():
     """What is traced inside is written for a device that takes the dilation itself.
 
-    XLA's programs say the dilation and leave it to their device, so what this machine
-    can differentiate does not matter to them.
+    XLA's programs and exported networks say the dilation and leave it to their device,
+    so what this machine can differentiate does not matter to them.
     """
     _FOR_ANOTHER_DEVICE.append(True)
     try:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
-from ss_gan_tf import backbones, inference
+from ss_gan_tf import backbones, dilation, inference
 from ss_gan_tf.export import export, is_export
 from ss_gan_tf.generator import build_generator
 
@@ -106,6 +107,27 @@ def test_dilated_network_keeps_its_parameter_count(tmp_path):
     assert sum(np.prod(w.shape) for w in loaded.weights) == generator.count_params()
     used = loaded.signatures["serving_default"].variables
     assert len(used) == len(generator.weights)
+
+
+def test_the_dilation_is_left_to_the_device_that_serves(tmp_path, monkeypatch):
+    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
+    image = keras.Input((None, None, 3))
+    layer = dilation.DilatedConv2D(3, 3, dilation_rate=5, padding="same")
+    generator = keras.Model(image, layer(image))
+    export_to(tmp_path / "model", generator)
+    loaded = tf.saved_model.load(str(tmp_path / "model"))
+    pixels = random_image(40, 33)[None]
+    out = loaded.signatures["serving_default"](tf.constant(pixels))
+    here = tf.nn.softmax(generator(backbones.normalize(tf.cast(pixels, tf.float32))))
+    np.testing.assert_allclose(out["probabilities"], here, rtol=1e-4, atol=1e-6)
+    saved = saved_model_pb2.SavedModel.FromString(
+        (tmp_path / "model" / "saved_model.pb").read_bytes()
+    )
+    functions = saved.meta_graphs[0].graph_def.library.function
+    nodes = [node for function in functions for node in function.node_def]
+    dilations = {tuple(n.attr["dilations"].list.i) for n in nodes if n.op == "Conv2D"}
+    assert dilations == {(1, 5, 5, 1)}
+    assert not {"BatchToSpaceND", "MatMul"} & {node.op for node in nodes}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 40), (32, 32), (61, 35)])
