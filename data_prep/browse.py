@@ -70,9 +70,9 @@ def stored(
         (example,) = input_pipeline.read(source, index)
         return input_pipeline.decode(*example)
 
-    examples = tf.data.Dataset.range(count).map(load, tf.data.AUTOTUNE)
+    examples = tf.data.Dataset.range(count).map(load, num_parallel_calls=2)
     facts = prepared.num_classes, prepared.ignore_label
-    for image, label, name in examples.prefetch(4).as_numpy_iterator():
+    for image, label, name in input_pipeline.untuned(examples).as_numpy_iterator():
         input_pipeline.check(image, label, name, *facts)
         yield name.decode(errors="replace"), image, label
 

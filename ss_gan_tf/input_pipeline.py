@@ -37,6 +37,9 @@ Color = tuple[float, float, float]
 # crop would wait for a large one before it.
 EXAMPLES_AHEAD = 4 * (os.cpu_count() or 1)
 
+# Batches, or examples of evaluation, that wait for the device.
+READY_AHEAD = 4
+
 # At most so many of a batch are made by one call, straight into one array; as many as
 # divide its share of the batch. More would leave cores without work where batches are
 # large.
@@ -269,7 +272,7 @@ def train_batches(
     )
     if group < share:
         groups = groups.batch(share // group, drop_remainder=True).map(_merge)
-    return groups.prefetch(tf.data.AUTOTUNE)
+    return untuned(groups.prefetch(READY_AHEAD))
 
 
 def _merge(groups: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -350,11 +353,22 @@ def eval_examples(
             "name": name,
         }
 
-    return (
+    return untuned(
         tf.data.Dataset.range(worker[0], count, worker[1])
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
+        .map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
+        .prefetch(READY_AHEAD)
     )
+
+
+def untuned(examples: tf.data.Dataset) -> tf.data.Dataset:
+    """The same without the thread that tunes tf.data.
+
+    That thread sleeps for longer and longer, as long as the iteration has taken, and
+    the end of the iteration waits until it wakes: about every third evaluation.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return examples.with_options(options)
 
 
 # --- The steps, in running order ---------------------------------------------

@@ -27,7 +27,7 @@ EXTRACTOR = {"vgg16": 260_160, "resnet50": 9_728}
 START = 650 * 2**20  # TensorFlow and the traced steps
 COPIES = 6.2  # weights, gradients, two slots, and what a step needs for a moment
 SCORES = 500  # bytes a pixel: maps of as many channels as there are classes
-ACTIVATIONS = {"vgg16": 700, "resnet50": 5400}  # bytes a pixel
+ACTIVATIONS = {"vgg16": 2500, "resnet50": 5400}  # bytes a pixel
 
 # Files of a control group, versions 2 and 1: limit, use, what the use consists of, and
 # the parts of it that can be dropped.

@@ -197,6 +197,17 @@ def test_an_example_looks_different_in_every_epoch(prepared):
     assert len(np.unique(image.reshape(6, -1), axis=0)) == 6
 
 
+def test_the_end_of_an_iteration_waits_for_no_thread_of_tf_data(prepared):
+    # That it may wait is a race inside TensorFlow: what can be held is that the thread
+    # is not started.
+    datasets = {
+        "train": batches(prepared),
+        "evaluation": input_pipeline.eval_examples(prepared, "train"),
+    }
+    for name, dataset in datasets.items():
+        assert dataset.options().autotune.enabled is False, name
+
+
 def test_stream_is_endless(prepared):
     endless = batches(prepared, num_examples=None)
     assert endless.cardinality() == tf.data.INFINITE_CARDINALITY

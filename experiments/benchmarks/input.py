@@ -245,25 +245,20 @@ def _decoded(prepared: input_pipeline.PreparedDataset, case: Case) -> tf.data.Da
         image, label, _ = input_pipeline.decode(*stored)
         return image, label
 
-    return (
+    return input_pipeline.untuned(
         tf.data.Dataset.range(case.examples)
         .map(
             load,
             num_parallel_calls=input_pipeline.EXAMPLES_AHEAD,
             deterministic=True,
         )
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(input_pipeline.READY_AHEAD)
     )
 
 
 def _consume(dataset: tf.data.Dataset) -> Callable[[], None]:
-    # Kept to the end: an iterator's removal waits, up to seconds, for the thread that
-    # tunes tf.data, which would count as reading.
-    iterators = []
-
     def consume():
-        iterators.append(iter(dataset))
-        for _ in iterators[-1]:
+        for _ in dataset:
             pass
 
     return consume
