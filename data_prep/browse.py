@@ -70,7 +70,9 @@ def stored(
         (example,) = input_pipeline.read(source, index)
         return input_pipeline.decode(*example)
 
-    examples = tf.data.Dataset.range(count).map(load, num_parallel_calls=2)
+    examples = tf.data.Dataset.range(count).map(
+        load, num_parallel_calls=input_pipeline.EVALUATION_READS
+    )
     facts = prepared.num_classes, prepared.ignore_label
     for image, label, name in input_pipeline.untuned(examples).as_numpy_iterator():
         input_pipeline.check(image, label, name, *facts)

@@ -22,11 +22,13 @@ class DilatedConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         """[B, H, W, F] and [k, k, F, F'] -> [B, H', W', F'], without the bias."""
         rates, padding = self.dilation_rate, self.padding.upper()
-        if rates == (1, 1) or self.groups > 1:
+        if rates == (1, 1):
             return super().convolution_op(inputs, kernel)
         # Keras refuses other strides where there is dilation.
         if _FOR_ANOTHER_DEVICE or _device_differentiates_dilation(inputs.dtype):
             return tf.nn.conv2d(inputs, kernel, 1, padding, dilations=rates)
+        if self.groups > 1:
+            return super().convolution_op(inputs, kernel)
         return convolve(inputs, tf.convert_to_tensor(kernel), rates, padding)
 
 
@@ -38,7 +40,7 @@ def convolve(
     With y[u] = sum_i x[u + rate i - before] k[i], `before` the padding there, the
     gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
     reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
-    where they overlap.
+    where they overlap. There are no second derivatives.
 
     Args:
         image: [B, H, W, F].
@@ -111,8 +113,8 @@ _FOR_ANOTHER_DEVICE = []
 def on_another_device():
     """What is traced inside is written for a device that takes the dilation itself.
 
-    XLA's programs and exported networks say the dilation and leave it to their device,
-    so what this machine can differentiate does not matter to them.
+    XLA's programs say the dilation and leave it to their device, so what this machine
+    can differentiate does not matter to them.
     """
     _FOR_ANOTHER_DEVICE.append(True)
     try:

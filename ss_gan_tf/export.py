@@ -17,7 +17,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ss_gan_tf import dilation
 from ss_gan_tf.inference import make_network
 
 CLASSES_FILE = "classes.json"
@@ -147,8 +146,7 @@ def export(
 def _write(generator: keras.Model, normalize: Callable, classes: dict, folder: str):
     module = _SavedGenerator(generator, normalize)
     signatures = {"serving_default": module.pixels, "image_bytes": module.encoded}
-    with dilation.on_another_device():  # it may be served where there is a GPU
-        tf.saved_model.save(module, folder, signatures)
+    tf.saved_model.save(module, folder, signatures)
     generator.save_weights(os.path.join(folder, WEIGHTS_FILE))
     with open(os.path.join(folder, CLASSES_FILE), "w", encoding="utf-8") as file:
         json.dump(classes, file, indent=2, allow_nan=False)

@@ -40,6 +40,9 @@ EXAMPLES_AHEAD = 4 * (os.cpu_count() or 1)
 # Batches, or examples of evaluation, that wait for the device.
 READY_AHEAD = 4
 
+# Whole images that evaluation decodes at a time; each may take 15 MB.
+EVALUATION_READS = min(8, os.cpu_count() or 1)
+
 # At most so many of a batch are made by one call, straight into one array; as many as
 # divide its share of the batch. More would leave cores without work where batches are
 # large.
@@ -355,7 +358,7 @@ def eval_examples(
 
     return untuned(
         tf.data.Dataset.range(worker[0], count, worker[1])
-        .map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
+        .map(load, num_parallel_calls=EVALUATION_READS, deterministic=True)
         .prefetch(READY_AHEAD)
     )
 

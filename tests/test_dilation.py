@@ -142,13 +142,27 @@ def test_where_the_device_cannot_groups_are_left_to_keras(device_without_gradien
     for one in (layer, theirs):
         one.build(image.shape)
     theirs.set_weights(layer.get_weights())
-    np.testing.assert_allclose(layer(image), theirs(image), rtol=1e-5, atol=1e-5)
+    results = (output_and_gradients(one, image) for one in (theirs, layer))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_differentiated_in_a_graph(dtype):
-    image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2], dtype=dtype)
-    layer = DilatedConv2D(4, 3, dilation_rate=3, padding="same", dtype=dtype)
-    layer.build(image.shape)
-    gradients = tf.function(output_and_gradients)(layer, image)
-    assert all(tf.reduce_any(g != 0) for g in gradients[1:])
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.04), ("float16", 0.005)])
+def test_half_precision_is_differentiated_in_a_graph(dtype, tolerance):
+    image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2])
+    exact, half = (
+        DilatedConv2D(4, 3, dilation_rate=3, padding="same", dtype=kind)
+        for kind in ("float32", dtype)
+    )
+    exact.build(image.shape)
+    half.build(image.shape)
+    half.set_weights(exact.get_weights())
+    results = (
+        tf.function(output_and_gradients)(layer, tf.cast(image, layer.dtype))
+        for layer in (exact, half)
+    )
+    # Output, and gradients of image and kernel; that of the bias is a sum of Keras'.
+    for a, b in list(zip(*results, strict=True))[:3]:
+        assert b.dtype == dtype
+        error = tf.reduce_max(tf.abs(a - tf.cast(b, tf.float32)))
+        assert error < tolerance * tf.reduce_max(tf.abs(a))

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from experiments.benchmarks import step, step_rows
+from ss_gan_tf import dilation
 
 SETTINGS = {
     "arm": "vgg16_g",
@@ -34,6 +35,17 @@ def test_the_adversary_adds_arithmetic(work):
     assert flops["phase1"] == flops["control"] < flops["adversarial"]
     # The first convolution of VGG16 alone, forward: 64 * 64 * 8 sums of 27 products.
     assert flops["phase1"] > 2 * 64 * 64 * 8 * 27
+
+
+def test_arithmetic_counts_the_same_whatever_this_device_differentiates(monkeypatch):
+    counts = []
+    for differentiates in (True, False):
+        monkeypatch.setattr(
+            dilation, "_device_differentiates_dilation", lambda _, it=differentiates: it
+        )
+        settings = {**SETTINGS, "arm": "resnet50", "phases": ["phase1"]}
+        counts.append(step.build_ours(settings)["flops"]())
+    assert counts[0] == counts[1]
 
 
 def test_without_a_no_adversary_is_built():
