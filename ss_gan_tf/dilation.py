@@ -5,14 +5,19 @@ Keras computes a dilated convolution as an ordinary one on interleaved sub-image
 most of what that multiplies is padding. oneDNN (CPU) and cuDNN (GPU) take the
 dilation itself, in both directions; a CPU without oneDNN takes it forwards alone, and
 that is enough: the gradient with respect to the input is a dilated convolution too,
-and that with respect to the kernel one matrix product for each of its positions.
+and that with respect to the kernel one matrix product for each of its positions. Its
+kernel multiplies the padding as well; there the map is cut where the dilated kernel
+meets its edges, and each part convolved with what lies on the map.
 """
 
 import contextlib
 import functools
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+CUT_FROM = 8  # rate, in cells; below it padding is little
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -40,7 +45,8 @@ def convolve(
     With y[u] = sum_i x[u + rate i - before] k[i], `before` the padding there, the
     gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
     reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
-    where they overlap. There are no second derivatives.
+    where they overlap. There are no second derivatives. Kernels of odd sizes with SAME
+    padding and a rate of CUT_FROM or more multiply nothing that lies on padding.
 
     Args:
         image: [B, H, W, F].
@@ -57,13 +63,21 @@ def convolve(
     same = padding == "SAME"
     before = [span // 2 if same else 0 for span in spans]
     after = [span - span // 2 if same else 0 for span in spans]
+    odd = all(size % 2 for size in kernel.shape[:2])
+    cut = same and odd and max(rates) >= CUT_FROM
 
     @tf.custom_gradient
     def forward(image, kernel):
-        out = tf.nn.conv2d(image, kernel, 1, padding, dilations=rates)
+        if cut:
+            out = _in_parts(image, kernel, rates)
+        else:
+            out = tf.nn.conv2d(image, kernel, 1, padding, dilations=rates)
 
         def backward(gradient):
+            at_kernel = _at_kernel(image, gradient, kernel.shape, rates, before)
             reversed_kernel = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
+            if cut:  # SAME with an odd kernel: padded alike in both directions
+                return _in_parts(gradient, reversed_kernel, rates), at_kernel
             around = [
                 [span - first, span - last]
                 for span, first, last in zip(spans, before, after, strict=True)
@@ -71,11 +85,69 @@ def convolve(
             at_image = tf.nn.conv2d(
                 gradient, reversed_kernel, 1, [[0, 0], *around, [0, 0]], dilations=rates
             )
-            return at_image, _at_kernel(image, gradient, kernel.shape, rates, before)
+            return at_image, at_kernel
 
         return out, backward
 
     return forward(image, kernel)
+
+
+def _in_parts(image, kernel, rates):
+    """[B, H, W, F] -> [B, H, W, F'], SAME: no product with padding; odd kernels."""
+    sizes = [
+        known or tf.shape(image)[axis]
+        for axis, known in enumerate(image.shape[1:3], start=1)
+    ]
+    rows, columns = map(_parts, sizes, kernel.shape[:2], rates)
+    return tf.concat(
+        [
+            tf.concat(
+                [
+                    tf.nn.conv2d(
+                        image[:, high, wide],
+                        kernel[up, across],
+                        1,
+                        "VALID",
+                        dilations=rates,
+                    )
+                    for wide, across in columns
+                ],
+                axis=2,
+            )
+            for high, up in rows
+        ],
+        axis=1,
+    )
+
+
+def _parts(size, taps, rate):
+    """Cuts an axis of the output where a tap of the kernel leaves the map.
+
+    Args:
+        size: of the axis, a number or a scalar tensor.
+        taps: of the kernel, odd.
+        rate: distance of the taps, in cells.
+
+    Returns:
+        For each part, from the first cell on: the cells of the input it needs, and the
+        taps of the kernel that lie on the map in the whole part.
+    """
+    known = not tf.is_tensor(size)
+    ops = np if known else tf  # the names are the same
+    middle = taps // 2
+    enter = [ops.minimum(rate * n, size) for n in range(1, middle + 1)]
+    leave = [ops.maximum(size - rate * n, 0) for n in range(1, middle + 1)]
+    edges = ops.sort(ops.stack([0, *enter, *leave, size]))
+    parts = []
+    for n in range(2 * middle + 1):
+        start, stop = edges[n], edges[n + 1]
+        if known and start == stop:
+            continue  # where the size is unknown, a part may be empty
+        first = ops.maximum(middle - start // rate, 0)
+        last = ops.minimum(middle + (size - stop) // rate, taps - 1)
+        cells = slice(start + rate * (first - middle), stop + rate * (last - middle))
+        parts.append((cells, slice(first, last + 1)))
+    return parts
 
 
 def _at_kernel(image, gradient, shape, rates, before):

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ss_gan_tf.dilation import on_another_device
 from ss_gan_tf.inference import make_network
 
 CLASSES_FILE = "classes.json"
@@ -24,7 +25,7 @@ WEIGHTS_FILE = "generator.weights.h5"
 
 
 class _SavedGenerator(tf.Module):
-    """The two doors of the SavedModel; `weights` makes it hold the variables."""
+    """The doors of the SavedModel; `weights` makes it hold the variables."""
 
     def __init__(self, generator: keras.Model, normalize: Callable):
         super().__init__(name="generator")
@@ -37,6 +38,12 @@ class _SavedGenerator(tf.Module):
         probs = self._network(images)
         ids = tf.cast(tf.argmax(probs, axis=-1), tf.uint8)
         return {"class_ids": ids, "probabilities": probs}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    def plain(self, images):
+        """`pixels` for converters: each dilated convolution is one operation."""
+        with on_another_device():
+            return self.pixels.python_function(images)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def encoded(self, image_bytes):
@@ -100,6 +107,9 @@ def export(
 
         serving_default(images)     uint8 [B, H, W, 3] RGB, any size
         image_bytes(image_bytes)    string [B], JPEG or PNG of one size
+
+    The loaded object's function `plain` is serving_default for converters: there each
+    dilated convolution is one operation, whatever suits the CPU that exports.
 
     Args:
         generator: normalised float32 [B, H, W, 3] -> logits [B, H, W, C].

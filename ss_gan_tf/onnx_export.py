@@ -55,7 +55,7 @@ def add_onnx(folder: str) -> dict[str, float]:
     path = os.path.join(folder, ONNX_FILE)
     partial = f"{path}.partial"
     try:
-        onnx.save(_convert(loaded.pixels), partial)
+        onnx.save(_convert(loaded.plain), partial)
         compared = _compare(loaded.pixels, partial)
         if compared["same_class_ids"] < 0.999 or (
             compared["probability_difference"] > 1e-3

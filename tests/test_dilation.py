@@ -104,8 +104,13 @@ def device_without_gradients(monkeypatch):
     "size, rate, padding",
     [
         (3, 2, "same"),
-        (3, 9, "same"),
+        (3, 9, "same"),  # the middle of the kernel alone meets all of it
+        (3, 15, "same"),  # columns: two parts, all cells but the outer with two taps
+        (3, 24, "same"),  # rows: beyond the map
         (3, 40, "same"),  # beyond the map
+        (5, (8, 9), "same"),  # five parts of each axis
+        ((1, 5), (2, 9), "same"),
+        ((2, 4), 9, "same"),
         (3, 4, "valid"),
         ((2, 4), 3, "same"),  # more padding after than before
         ((1, 5), (2, 3), "valid"),
@@ -125,11 +130,33 @@ def test_where_the_device_cannot_the_gradients_are_keras_too(
     assert [w.name for w in ours.weights] == [w.name for w in theirs.weights]
 
 
-def test_where_the_device_cannot_sizes_may_be_unknown(device_without_gradients):
-    theirs, ours = both(5, padding="same")
-    sizes = tf.TensorSpec([None, None, None, 3], tf.float32)
-    run = tf.function(lambda x: output_and_gradients(ours, x), input_signature=[sizes])
-    for shape in ([1, 9, 4, 3], [2, 17, 12, 3]):
+def test_where_the_device_cannot_nothing_on_padding_is_multiplied(
+    device_without_gradients,
+):
+    layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same")
+    traced = tf.function(lambda image: output_and_gradients(layer, image))
+    graph = traced.get_concrete_function(tf.TensorSpec([2, 21, 14, 3])).graph
+    convolutions = [op for op in graph.get_operations() if op.type == "Conv2D"]
+    products = sum(
+        np.prod(op.outputs[0].shape) * np.prod(op.inputs[1].shape[:3])
+        for op in convolutions
+    )
+    # Cells that meet a tap on the map: all the middle one, 9 fewer the outer ones.
+    met = (21 + 2 * 12) * (14 + 2 * 5)
+    assert products == 2 * met * 3 * 4 * 2  # images, filters, there and back
+
+
+@pytest.mark.parametrize("rate", [5, 8])
+@pytest.mark.parametrize("sizes", [(None, None), (None, 12), (17, None)])
+def test_where_the_device_cannot_sizes_may_be_unknown(
+    sizes, rate, device_without_gradients
+):
+    theirs, ours = both(rate, padding="same")
+    images = tf.TensorSpec([None, *sizes, 3], tf.float32)
+    run = tf.function(lambda x: output_and_gradients(ours, x), input_signature=[images])
+    # Smaller than the rate; as large; between it and twice as much; twice; larger.
+    for height, width in ((3, 5), (8, 8), (9, 15), (16, 16), (30, 17)):
+        shape = [2, sizes[0] or height, sizes[1] or width, 3]
         image = tf.random.stateless_normal(shape, [1, 2])
         for a, b in zip(output_and_gradients(theirs, image), run(image), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -147,11 +174,12 @@ def test_where_the_device_cannot_groups_are_left_to_keras(device_without_gradien
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rate", [3, 9])
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.04), ("float16", 0.005)])
-def test_half_precision_is_differentiated_in_a_graph(dtype, tolerance):
+def test_half_precision_is_differentiated_in_a_graph(dtype, tolerance, rate):
     image = tf.random.stateless_normal([1, 16, 16, 3], [1, 2])
     exact, half = (
-        DilatedConv2D(4, 3, dilation_rate=3, padding="same", dtype=kind)
+        DilatedConv2D(4, 3, dilation_rate=rate, padding="same", dtype=kind)
         for kind in ("float32", dtype)
     )
     exact.build(image.shape)

@@ -109,25 +109,35 @@ def test_dilated_network_keeps_its_parameter_count(tmp_path):
     assert len(used) == len(generator.weights)
 
 
-def test_the_dilation_is_left_to_the_device_that_serves(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rate", [5, 12])
+def test_dilations_are_said_and_plain_to_converters(rate, tmp_path, monkeypatch):
     monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
     image = keras.Input((None, None, 3))
-    layer = dilation.DilatedConv2D(3, 3, dilation_rate=5, padding="same")
+    layer = dilation.DilatedConv2D(3, 3, dilation_rate=rate, padding="same")
     generator = keras.Model(image, layer(image))
     export_to(tmp_path / "model", generator)
     loaded = tf.saved_model.load(str(tmp_path / "model"))
     pixels = random_image(40, 33)[None]
     out = loaded.signatures["serving_default"](tf.constant(pixels))
     here = tf.nn.softmax(generator(backbones.normalize(tf.cast(pixels, tf.float32))))
-    np.testing.assert_allclose(out["probabilities"], here, rtol=1e-4, atol=1e-6)
+    plain = loaded.plain(tf.constant(pixels))
+    for probs in (out["probabilities"], plain["probabilities"]):
+        np.testing.assert_allclose(probs, here, rtol=1e-4, atol=1e-6)
+    (graph,) = (f.graph for f in loaded.plain.concrete_functions)
+    assert sum(node.op == "Conv2D" for node in _nodes(graph.as_graph_def())) == 1
     saved = saved_model_pb2.SavedModel.FromString(
         (tmp_path / "model" / "saved_model.pb").read_bytes()
     )
-    functions = saved.meta_graphs[0].graph_def.library.function
-    nodes = [node for function in functions for node in function.node_def]
+    nodes = _nodes(saved.meta_graphs[0].graph_def)
     dilations = {tuple(n.attr["dilations"].list.i) for n in nodes if n.op == "Conv2D"}
-    assert dilations == {(1, 5, 5, 1)}
+    assert dilations == {(1, rate, rate, 1)}
     assert "BatchToSpaceND" not in {node.op for node in nodes}
+
+
+def _nodes(graph_def):
+    """The graph's operations, those of its functions included."""
+    functions = graph_def.library.function
+    return [*graph_def.node, *(n for f in functions for n in f.node_def)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 40), (32, 32), (61, 35)])
