@@ -2,10 +2,11 @@
 
     OUTPUT_DIR/saved_model.pb, variables/   for `tf.saved_model.load`, TensorFlow alone
     OUTPUT_DIR/classes.json                 names, colours, ignore label, metadata
-    OUTPUT_DIR/generator.weights.h5         the same weights for the Keras model
+    OUTPUT_DIR/generator.weights.h5         the weights for the Keras model, unfolded
 
 What was added for training (the adversary, its extractor, the optimizers) is not in it:
-the exported network is the plain segmentation network.
+the exported network is the plain segmentation network, its batch normalisation folded
+into the convolutions where that is possible.
 """
 
 import json
@@ -18,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from ss_gan_tf.dilation import on_another_device
+from ss_gan_tf.folding import fold_batch_norm
 from ss_gan_tf.inference import make_network
 
 CLASSES_FILE = "classes.json"
@@ -154,7 +156,7 @@ def export(
 
 
 def _write(generator: keras.Model, normalize: Callable, classes: dict, folder: str):
-    module = _SavedGenerator(generator, normalize)
+    module = _SavedGenerator(fold_batch_norm(generator), normalize)
     signatures = {"serving_default": module.pixels, "image_bytes": module.encoded}
     tf.saved_model.save(module, folder, signatures)
     generator.save_weights(os.path.join(folder, WEIGHTS_FILE))

@@ -100,13 +100,30 @@ def test_loads_with_tensorflow_alone(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_dilated_network_keeps_its_parameter_count(tmp_path):
+def test_batch_normalisation_is_folded_and_nothing_else_changes(tmp_path):
+    keras.utils.set_random_seed(0)
     generator = build_generator("resnet50", 3, width=0.05)
+    norms = [
+        layer
+        for layer in generator.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    draw = np.random.default_rng(0).uniform
+    for norm in norms:  # their start, all ones and zeros, would hide mistakes
+        norm.set_weights([draw(0.5, 1.5, weight.shape) for weight in norm.weights])
     export_to(tmp_path / "model", generator)
     loaded = tf.saved_model.load(str(tmp_path / "model"))
-    assert sum(np.prod(w.shape) for w in loaded.weights) == generator.count_params()
+    saved = sum(np.prod(weight.shape) for weight in loaded.weights)
+    assert len(norms) == 53
+    folded = sum(norm.count_params() for norm in norms)
+    assert generator.count_params() - saved == folded
     used = loaded.signatures["serving_default"].variables
-    assert len(used) == len(generator.weights)
+    assert len(used) == len(generator.weights) - 4 * len(norms)
+    pixels = random_image(41, 67)[None]
+    expected = inference.make_network(generator, backbones.normalize)(pixels)
+    for function in (loaded.signatures["serving_default"], loaded.plain):
+        out = function(images=tf.constant(pixels))
+        np.testing.assert_allclose(out["probabilities"], expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [5, 12])

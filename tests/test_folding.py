@@ -1,0 +1,131 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from ss_gan_tf.dilation import DilatedConv2D
+from ss_gan_tf.folding import fold_batch_norm
+
+
+def draw_weights(model):
+    """Weights away from their start, where a normalisation does nothing."""
+    draw = np.random.default_rng(0).uniform
+    for layer in model.layers:
+        layer.set_weights([draw(0.5, 1.5, w.shape) for w in layer.weights])
+
+
+def count_norms(model):
+    return sum(isinstance(layer, layers.BatchNormalization) for layer in model.layers)
+
+
+def assert_same(model, folded):
+    x = np.random.default_rng(1).normal(size=(2, 9, 11, 3)).astype(np.float32)
+    outputs = (model(x, training=False), folded(x, training=False))
+    for mine, theirs in zip(*map(keras.tree.flatten, outputs), strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_by_hand():
+    image = keras.Input((1, 1, 1))
+    conv = layers.Conv2D(1, 1, name="conv")
+    norm = layers.BatchNormalization(epsilon=0.25)
+    model = keras.Model(image, norm(conv(image)))
+    conv.set_weights([np.full((1, 1, 1, 1), 3.0), np.array([5.0])])
+    norm.set_weights([np.array([v]) for v in (4.0, 7.0, 2.0, 0.75)])  # gamma beta m v
+    # 4 (3 x + 5 - 2) / sqrt(0.75 + 0.25) + 7 = 12 x + 19
+    kernel, bias = fold_batch_norm(model).get_layer("conv").get_weights()
+    assert kernel.ravel() == 12 and bias == 19
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("scale, center", [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        lambda **kwargs: layers.Conv2D(4, 3, padding="same", strides=2, **kwargs),
+        lambda **kwargs: DilatedConv2D(4, 3, dilation_rate=2, **kwargs),
+        lambda **kwargs: layers.Conv2D(6, 3, groups=3, **kwargs),
+    ],
+    ids=["strides", "dilated", "groups"],
+)
+def test_folds(conv, scale, center, use_bias):
+    image = keras.Input((None, None, 3))
+    norm = layers.BatchNormalization(scale=scale, center=center)
+    model = keras.Model(image, layers.ReLU()(norm(conv(use_bias=use_bias)(image))))
+    draw_weights(model)
+    before = [weight.copy() for weight in model.get_weights()]
+    folded = fold_batch_norm(model)
+    assert count_norms(folded) == 0
+    assert_same(model, folded)
+    assert count_norms(model) == 1  # as it was
+    for old, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, now)
+
+
+def with_activation(image):
+    return layers.BatchNormalization()(layers.Conv2D(4, 3, activation="relu")(image))
+
+
+def with_two_readers(image):
+    x = layers.Conv2D(4, 3)(image)
+    return layers.Add()([layers.BatchNormalization()(x), x])
+
+
+def with_another_output(image):
+    x = layers.Conv2D(4, 3)(image)
+    return [layers.BatchNormalization()(x), x]
+
+
+def with_a_shared_convolution(image):
+    conv = layers.Conv2D(3, 3, padding="same")
+    return layers.BatchNormalization()(conv(conv(image)))
+
+
+def with_a_shared_norm(image):
+    norm = layers.BatchNormalization()
+    first, second = (norm(layers.Conv2D(4, 3)(image)) for _ in range(2))
+    return layers.Add()([first, second])
+
+
+def along_another_axis(image):
+    return layers.BatchNormalization(axis=2)(layers.Conv2D(4, 3)(image))
+
+
+def behind_no_convolution(image):
+    return layers.Conv2D(4, 3)(layers.BatchNormalization()(image))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        with_activation,
+        with_two_readers,
+        with_another_output,
+        with_a_shared_convolution,
+        with_a_shared_norm,
+        along_another_axis,
+        behind_no_convolution,
+    ],
+)
+def test_what_may_not_be_folded_stays(build):
+    image = keras.Input((9, 11, 3))
+    model = keras.Model(image, build(image))
+    draw_weights(model)
+    folded = fold_batch_norm(model)
+    assert count_norms(folded) == 1
+    assert_same(model, folded)
+
+
+def test_one_of_two_is_folded_and_the_rest_is_kept():
+    image = keras.Input((None, None, 3))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3)(image))
+    x = layers.Conv2D(4, 3, activation="relu")(x)
+    x = layers.Dropout(0.5)(layers.BatchNormalization()(x))
+    inner = keras.Sequential([keras.Input((None, None, 4)), layers.Conv2D(2, 1)])
+    model = keras.Model(image, inner(x))
+    draw_weights(model)
+    folded = fold_batch_norm(model)
+    assert count_norms(folded) == 1
+    before, after = ({x.name for x in m.layers[1:]} for m in (model, folded))
+    assert before - after == {"norm"} and not after - before
+    assert_same(model, folded)
