@@ -7,6 +7,9 @@ Takes the flags of `experiments.train`, without those that it sets itself: preci
 jit_compile, log_every. Dropout has to be 0: XLA may draw other masks. The guard has to
 be off: it leaves out losses that are not finite.
 
+With float32-rounded among the variants, bfloat16 may be as far away as three times what
+rounding the first weights once does to float32, where that is more than its tolerance.
+
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.
 """
@@ -36,7 +39,9 @@ def define_flags():
     flags.DEFINE_string("data_dir", None, "Prepared data.", required=True)
     flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
     flags.DEFINE_list(
-        "variants", ["bfloat16", "float32-xla"], f"Which, of {', '.join(VARIANTS)}."
+        "variants",
+        ["float32-rounded", "bfloat16", "float32-xla"],
+        f"Which, of {', '.join(VARIANTS)}.",
     )
     flags.DEFINE_integer("num_seeds", 3, "float32 runs.", lower_bound=2)
 
@@ -74,7 +79,7 @@ def main(argv):
     except tf.errors.OpError as error:  # XLA, or data that cannot be read
         sys.exit(f"error: {first_line(error)}")
     print(format_table(result))
-    if not all(row["within"] for row in result["rows"] + result["miou"]):
+    if any(row["within"] is False for row in result["rows"] + result["miou"]):
         sys.exit(2)
 
 

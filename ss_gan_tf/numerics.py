@@ -14,15 +14,19 @@ import shutil
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tensorflow as tf
 
+from ss_gan_tf import stages
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.results import read_json
 from ss_gan_tf.train import train
 
 REFERENCE = "float32"
+YARDSTICK = "float32-rounded"
 VARIANTS = {
     REFERENCE: {"precision": "float32", "jit_compile": "off"},
+    YARDSTICK: {"precision": "float32", "jit_compile": "off"},
     "bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
     "float32-xla": {"precision": "float32", "jit_compile": "on"},
     "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
@@ -31,6 +35,9 @@ CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
 # A step's loss may be off by this share of the float32 run's mean over its phase; the
 # mean over the steps by a third of it. bfloat16 has 8 bits, XLA another order of sums.
 TOLERANCES = {"bfloat16": 0.06, "float32-xla": 0.02, "bfloat16-xla": 0.06}
+# bfloat16 rounds weights, activations and gradients, in each step anew: so many times
+# the yardstick's differences are allowed where that is more.
+YARDSTICKS = 3
 
 
 def run_variants(
@@ -48,7 +55,8 @@ def run_variants(
             the seed are replaced.
         data_dir: prepared data.
         workdir: where the results of finished runs are kept.
-        variants: keys of `VARIANTS`; float32 is always run.
+        variants: keys of `VARIANTS`; float32 is always run. `float32-rounded` is
+            what bfloat16 is compared with too, see `YARDSTICKS`.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
 
@@ -74,8 +82,9 @@ def run_variants(
         changed = dataclasses.replace(
             config, **VARIANTS[variant], seed=seed, log_every=1
         )
+        make_stages = _rounded_stages if variant == YARDSTICK else stages.make_stages
         runs[variant, seed] = _run(
-            changed, data_dir, os.path.join(workdir, f"{variant}-{seed}")
+            changed, data_dir, os.path.join(workdir, f"{variant}-{seed}"), make_stages
         )
         if report:
             miou = 100 * runs[variant, seed]["miou"]
@@ -83,11 +92,20 @@ def run_variants(
     return compare(runs, config.seed)
 
 
-def _run(config, data_dir, place):
+def _rounded_stages(config, networks, *args, **kwargs):
+    """`stages.make_stages`, and before it G loses the bits that bfloat16 has not."""
+    for weight in networks.generator.weights:
+        if weight.dtype == "float32":
+            rounded = tf.cast(weight.value, tf.bfloat16)
+            weight.assign(tf.cast(rounded, tf.float32))
+    return stages.make_stages(config, networks, *args, **kwargs)
+
+
+def _run(config, data_dir, place, make_stages):
     """Losses of every step and the last mIoU; from the file where there is one."""
     path, settings = f"{place}.json", json.loads(config.to_json())
     if not os.path.exists(path):
-        _make(config, settings, data_dir, place, path)
+        _make(config, settings, data_dir, place, path, make_stages)
     kept = read_json(path, ("config", "losses", "miou"))
     if kept["config"] != settings:
         raise ValueError(f"{path}: is of a run with other settings; move it away")
@@ -108,7 +126,7 @@ def _is_numbers(values):
     return all(type(value) in (int, float) for value in values)
 
 
-def _make(config, settings, data_dir, place, path):
+def _make(config, settings, data_dir, place, path, make_stages):
     """Trains, and writes the losses of every step and the last mIoU."""
     # An interrupted one begins anew: its first losses are gone.
     shutil.rmtree(place, ignore_errors=True)
@@ -121,7 +139,7 @@ def _make(config, settings, data_dir, place, path):
                     value
                 )
 
-    metrics = train(config, data_dir, place, progress=keep)
+    metrics = train(config, data_dir, place, progress=keep, make_stages=make_stages)
     result = {"config": settings, "losses": losses, "miou": metrics["miou"]}
     write_metrics(result, path)
     shutil.rmtree(place)
@@ -136,9 +154,10 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
 
     Returns:
         "rows": variant, loss, float32 (mean over the steps), largest and mean
-        (absolute differences as shares of it), tolerance, within. "miou": variant,
-        value, difference (from float32), within; "spread" is the largest less the
-        smallest mIoU of the float32 runs.
+        (absolute differences as shares of it), allowed (the same two), within.
+        "miou": variant, value, difference (from float32), within; "spread" is the
+        largest less the smallest mIoU of the float32 runs. Of `float32-rounded`
+        nothing is asked: allowed and within are None.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -149,30 +168,28 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
     ]
     spread = max(of_seeds) - min(of_seeds)
     rows, ends = [], []
-    for (variant, _), run in runs.items():
-        if variant == REFERENCE:
-            continue
-        tolerance = TOLERANCES[variant]
+    others = {v: run for (v, _), run in runs.items() if v != REFERENCE}
+    for variant, run in others.items():
         if _lengths(run) != _lengths(reference):
             raise ValueError(
                 f"{variant}: losses of the steps {_lengths(run)}, float32's are "
                 f"{_lengths(reference)}"
             )
-        for name, values in reference["losses"].items():
-            expected, given = np.array(values), np.array(run["losses"][name])
-            scale = np.abs(expected).mean()
-            away = np.abs(given - expected) / scale
+    yardstick = _differences(others.get(YARDSTICK, reference), reference)
+    for variant, run in others.items():
+        for name, given in _differences(run, reference).items():
+            allowed = _allowed(variant, yardstick[name])
             rows.append(
                 {
                     "variant": variant,
                     "loss": name,
-                    "float32": float(expected.mean()),
-                    "largest": float(away.max()),
-                    "mean": float(away.mean()),
-                    "tolerance": tolerance,
-                    "within": bool(
-                        away.max() <= tolerance and away.mean() <= tolerance / 3
-                    ),
+                    "float32": float(np.mean(reference["losses"][name])),
+                    "largest": given[0],
+                    "mean": given[1],
+                    "allowed": allowed,
+                    "within": allowed
+                    and given[0] <= allowed[0]
+                    and given[1] <= allowed[1],
                 }
             )
         difference = run["miou"] - reference["miou"]
@@ -181,10 +198,30 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                 "variant": variant,
                 "value": run["miou"],
                 "difference": difference,
-                "within": abs(difference) <= spread,
+                "within": None if variant == YARDSTICK else abs(difference) <= spread,
             }
         )
     return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
+
+
+def _differences(run, reference):
+    """Of each loss: the largest and the mean difference, shares of the loss's mean."""
+    result = {}
+    for name, values in reference["losses"].items():
+        expected, given = np.array(values), np.array(run["losses"][name])
+        away = np.abs(given - expected) / np.abs(expected).mean()
+        result[name] = float(away.max()), float(away.mean())
+    return result
+
+
+def _allowed(variant, yardstick):
+    """The largest and the mean difference allowed; None: nothing is asked."""
+    if variant == YARDSTICK:
+        return None
+    least = TOLERANCES[variant], TOLERANCES[variant] / 3
+    if VARIANTS[variant]["precision"] == "float32":
+        return least
+    return tuple(max(a, YARDSTICKS * b) for a, b in zip(least, yardstick, strict=True))
 
 
 def _lengths(run):
@@ -195,13 +232,11 @@ def format_table(result: dict) -> str:
     """The comparison for people."""
     lines = ["| run | loss | float32 | largest | mean | allowed | |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    verdict = {True: "within", False: "**outside**"}
     for row in result["rows"]:
         lines.append(
             f"| {row['variant']} | {row['loss']} | {row['float32']:.4f} "
             f"| {row['largest']:.2%} | {row['mean']:.2%} "
-            f"| {row['tolerance']:.0%}, {row['tolerance'] / 3:.1%} "
-            f"| {verdict[row['within']]} |"
+            f"| {_format_allowed(row)} |"
         )
     values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     lines += ["", f"mIoU of the float32 runs, %: {values}"]
@@ -209,6 +244,17 @@ def format_table(result: dict) -> str:
     for end in result["miou"]:
         lines.append(
             f"{end['variant']}: {100 * end['value']:.2f}, "
-            f"{100 * end['difference']:+.2f} points, {verdict[end['within']]}"
+            f"{100 * end['difference']:+.2f} points, {_verdict(end)}"
         )
     return "\n".join(lines)
+
+
+def _format_allowed(row):
+    if row["allowed"] is None:
+        return f"- | {_verdict(row)}"
+    largest, mean = row["allowed"]
+    return f"{largest:.0%}, {mean:.1%} | {_verdict(row)}"
+
+
+def _verdict(row):
+    return {True: "within", False: "**outside**", None: "yardstick"}[row["within"]]

@@ -5,6 +5,8 @@ import json
 import re
 import types
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -47,7 +49,46 @@ def test_a_mean_above_a_third_is_outside():
         ("bfloat16", 0): run(1.03, 1.03, miou=0.5),
     }
     (row,) = numerics.compare(runs, 0)["rows"]
-    assert row["largest"] < row["tolerance"] and not row["within"]
+    assert row["largest"] < row["allowed"][0] and not row["within"]
+
+
+@pytest.mark.parametrize(
+    "rounded, allowed, within",
+    [
+        (1.001, (0.06, 0.02), False),  # the tolerance is more than three times that
+        (1.04, (0.12, 0.06), False),  # a mean of 0.02, three times
+        (1.05, (0.15, 0.075), True),
+    ],
+)
+def test_bfloat16_may_be_off_by_three_yardsticks(rounded, allowed, within):
+    runs = {
+        ("float32", 0): run(1.0, 1.0, miou=0.5),
+        ("float32-rounded", 0): run(rounded, 1.0, miou=0.9),
+        ("bfloat16", 0): run(1.14, 1.0, miou=0.5),
+        ("float32-xla", 0): run(1.03, 1.0, miou=0.5),
+    }
+    result = numerics.compare(runs, 0)
+    yardstick, bfloat16, xla = result["rows"]
+    assert bfloat16["allowed"] == pytest.approx(allowed)
+    assert bfloat16["within"] is within
+    assert xla["allowed"] == (0.02, 0.02 / 3) and not xla["within"]
+    # Nothing is asked of the yardstick, whatever its mIoU.
+    assert yardstick["allowed"] is yardstick["within"] is None
+    assert [end["within"] for end in result["miou"]] == [None, True, True]
+    assert "% | - | yardstick |" in numerics.format_table(result)
+
+
+def test_the_yardstick_starts_from_rounded_weights(monkeypatch):
+    generator = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    generator.set_weights([np.array([[1 + 2**-7], [1 + 2**-9]]), np.array([-3e38])])
+    networks = types.SimpleNamespace(generator=generator)
+    monkeypatch.setattr(numerics.stages, "make_stages", lambda *given: given)
+    assert numerics._rounded_stages("config", networks, 255) == (
+        "config", networks, 255,
+    )  # fmt: skip
+    kernel, bias = generator.get_weights()
+    assert kernel.ravel().tolist() == [1 + 2**-7, 1]  # bfloat16 has seven bits
+    assert bias.dtype == np.float32 and abs(bias / -3e38 - 1) < 2**-8
 
 
 def test_unknown_variants_are_named():
@@ -58,7 +99,7 @@ def test_unknown_variants_are_named():
 def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
     made = []
 
-    def train(config, data_dir, workdir, progress):
+    def train(config, data_dir, workdir, progress, make_stages):
         made.append(config)
         (tmp_path / workdir).mkdir(parents=True)
         for step in (1, 2):
@@ -116,7 +157,7 @@ def test_damaged_results_are_one_line_with_the_files_name(tmp_path, content, mes
 
 
 def test_a_run_without_a_labelled_pixel_is_one_line(monkeypatch, tmp_path):
-    def train(config, data_dir, workdir, progress):
+    def train(config, data_dir, workdir, progress, make_stages):
         (tmp_path / workdir).mkdir()
         progress("phase1", 1, 1, {"loss/mce": 1.0})
         return {"miou": None}
