@@ -6,9 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from ss_gan_tf.config import Config
 from ss_gan_tf.report import write_report
-
-pytestmark = pytest.mark.slow
 
 # Cells that the browser did not lay out, or laid out without a word.
 EMPTY_CELLS = """[...document.querySelectorAll("td, thead th:not(:first-child)")]
@@ -33,11 +32,21 @@ def report(fake_run, tmp_path, monkeypatch):
             name, fields = f"{role}{seed}", changes.get(role, {})
             right = [share, share - 0.1 * seed, 0.5]
             fake_run(name, right, kinds=("test", "val"), seed=seed, **fields)
-            runs[name] = {"role": role, "status": "done", "trained": True}
+            runs[name] = {
+                "role": role,
+                "status": "done",
+                "trained": True,
+                "metrics": {},
+            }
             if role == "fixed":
                 runs[name] |= {"role": "adversarial", "variant": role}
     flags = ["--adversarial_weighting=fixed", "--lambda_adv=0.1"]
-    settings = {"variants": {"fixed": flags}, "last_validations": 3}
+    settings = {
+        "config": json.loads(Config().to_json()),
+        "evaluate_flags": [],
+        "last_validations": 3,
+        "variants": {"fixed": flags},
+    }
     study = {"settings": settings, "machine": {}, "runs": runs}
     (tmp_path / "study.json").write_text(json.dumps(study))
     write_report(str(tmp_path / "report"), study_dir=str(tmp_path))
