@@ -14,6 +14,7 @@ from keras import layers
 
 from ss_gan_tf import backbones
 from ss_gan_tf.backbones import scaled
+from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.resampling import (
     AdaptiveAveragePooling,
     UnitRMS,
@@ -95,9 +96,9 @@ def build_adversary(
     x = _conv(x, scaled(256, width), 3)
     x = layers.AveragePooling2D(2, name="pool4")(x)
     x = _conv(x, scaled(512, width), 5)
-    x = layers.Conv2D(
-        1, 3, padding="same", kernel_initializer="he_normal", name="conv6"
-    )(x)  # [B,h/4,w/4,1]
+    x = Conv2D(1, 3, padding="same", kernel_initializer="he_normal", name="conv6")(
+        x
+    )  # [B,h/4,w/4,1]
     x = layers.Activation("linear", dtype="float32", name="verdicts")(x)
     if grid_size:
         x = AdaptiveAveragePooling(grid_size, dtype="float32", name="grid")(x)
@@ -116,7 +117,7 @@ class SqueezeChannel(layers.Layer):
 
 def _conv(x, filters, number):
     """Row `number` of Table 2: 3x3 convolution and LeakyReLU."""
-    x = layers.Conv2D(
+    x = Conv2D(
         filters,
         3,
         padding="same",

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.dilation import DilatedConv2D
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def vgg16_trunk(x, width: float = 1.0, num_blocks: int = 5) -> dict:
     plan = [(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)]
     for block, (convs, filters) in enumerate(plan[:num_blocks], start=1):
         for conv in range(1, convs + 1):
-            x = layers.Conv2D(
+            x = Conv2D(
                 scaled(filters, width),
                 3,
                 padding="same",
@@ -86,7 +87,7 @@ def vgg16_trunk(x, width: float = 1.0, num_blocks: int = 5) -> dict:
 def resnet50_stem(x, width: float = 1.0):
     """7x7 convolution and 3x3 max pooling: [B, H, W, 3] -> [B, H/4, W/4, 64]."""
     x = layers.ZeroPadding2D(3, name="conv1_pad")(x)
-    x = layers.Conv2D(
+    x = Conv2D(
         scaled(64, width),
         7,
         strides=2,
@@ -130,7 +131,7 @@ def resnet50_trunk(x, width: float = 1.0):
 def _bottleneck(x, filters, *, strides, dilation_rate, project, name):
     """1x1, 3x3, 1x1 with batch norm around an identity or projected shortcut."""
 
-    def conv_bn(x, filters, size, index, conv=layers.Conv2D, **kwargs):
+    def conv_bn(x, filters, size, index, conv=Conv2D, **kwargs):
         x = conv(
             filters,
             size,

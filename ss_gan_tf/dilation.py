@@ -5,9 +5,9 @@ Keras computes a dilated convolution as an ordinary one on interleaved sub-image
 most of what that multiplies is padding. oneDNN (CPU) and cuDNN (GPU) take the
 dilation itself, in both directions; a CPU without oneDNN takes it forwards alone, and
 that is enough: the gradient with respect to the input is a dilated convolution too,
-and that with respect to the kernel one matrix product for each of its positions. Its
-kernel multiplies the padding as well; there the map is cut where the dilated kernel
-meets its edges, and each part convolved with what lies on the map.
+and that with respect to the kernel one matrix product for each of its positions. Such a
+CPU multiplies the padding as well; there the map is cut where the dilated kernel meets
+its edges, and each part convolved with what lies on the map.
 """
 
 import contextlib
@@ -17,11 +17,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ss_gan_tf.convolution import Conv2D
+
 CUT_FROM = 8  # rate, in cells; below it padding is little
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
-class DilatedConv2D(keras.layers.Conv2D):
+class DilatedConv2D(Conv2D):
     """`keras.layers.Conv2D`, same numbers and weights, dilated by the device."""
 
     def convolution_op(self, inputs, kernel):

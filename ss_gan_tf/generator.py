@@ -11,6 +11,7 @@ from keras import layers
 
 from ss_gan_tf import backbones
 from ss_gan_tf.backbones import scaled
+from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.dilation import DilatedConv2D
 from ss_gan_tf.resampling import BilinearUpsampling, BroadcastLike, PadToMultiple
 
@@ -85,7 +86,7 @@ def fcn8s(
     x = layers.Dropout(dropout, name="fc6_dropout")(x)
     x = _fc(x, fc_filters, 1, "fc7")  # row 6
     x = layers.Dropout(dropout, name="fc7_dropout")(x)
-    x = layers.Conv2D(num_classes, 1, name="fc7_score")(x)  # row 7 [B,H/32,W/32,C]
+    x = Conv2D(num_classes, 1, name="fc7_score")(x)  # row 7 [B,H/32,W/32,C]
     for name in ("block4_pool", "block3_pool"):  # -> 1/16 -> 1/8
         x = layers.Conv2DTranspose(
             num_classes,
@@ -97,16 +98,16 @@ def fcn8s(
             name=f"{name}_upsample",
         )(x)
         # Pooled VGG features reach the hundreds: zero is FCN's start for a skip.
-        skip = layers.Conv2D(
-            num_classes, 1, kernel_initializer="zeros", name=f"{name}_score"
-        )(features[name])
+        skip = Conv2D(num_classes, 1, kernel_initializer="zeros", name=f"{name}_score")(
+            features[name]
+        )
         x = layers.Add(name=f"{name}_fuse")([x, skip])
     return x
 
 
 def _fc(x, filters, size, name):
     """A fully connected layer of VGG16 as a convolution."""
-    return layers.Conv2D(
+    return Conv2D(
         filters,
         size,
         padding="same",
@@ -142,12 +143,12 @@ def aspp_head(x, num_classes: int, width: float, rates: tuple[int, ...], norm: s
     branches.append(BroadcastLike(name="aspp_image_enlarge")(pooled, reference=x))
     x = layers.Concatenate(name="aspp_concat")(branches)
     x = conv_norm_relu(x, filters, 1, norm=norm, name="aspp_project")  # row 6
-    return layers.Conv2D(num_classes, 1, name="score")(x)  # row 7
+    return Conv2D(num_classes, 1, name="score")(x)  # row 7
 
 
 def conv_norm_relu(x, filters, size, *, norm, dilation_rate=1, name):
     """Convolution, normalisation, ReLU; a bias where there is no normalisation."""
-    conv = layers.Conv2D if dilation_rate == 1 else DilatedConv2D
+    conv = Conv2D if dilation_rate == 1 else DilatedConv2D
     x = conv(
         filters,
         size,

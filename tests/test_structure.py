@@ -63,8 +63,8 @@ MAY_IMPORT = {
         "backbones", "checkpoints", "inference", "input_pipeline", "visualize",
     },
     # networks
-    "generator": {"backbones", "dilation", "resampling"},
-    "adversary": {"backbones", "resampling"},
+    "generator": {"backbones", "convolution", "dilation", "resampling"},
+    "adversary": {"backbones", "convolution", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {
         "backbones", "config", "generator", "messages", "states", "strict_json",
@@ -83,7 +83,7 @@ MAY_IMPORT = {
     "summaries": {"states", "strict_json", "visualize"},
     # leaves
     "allocation": set(),
-    "backbones": {"dilation"},
+    "backbones": {"convolution", "dilation"},
     "config": {"config_rules", "strict_json"},
     "config_rules": set(),
     "datasets": set(),
@@ -91,7 +91,8 @@ MAY_IMPORT = {
     "machine": set(),
     "page": set(),
     "paper": set(),
-    "dilation": set(),
+    "convolution": set(),
+    "dilation": {"convolution"},
     "guard": set(),
     "inference": set(),
     "input_pipeline": set(),
@@ -99,7 +100,7 @@ MAY_IMPORT = {
     "losses": set(),
     "messages": set(),
     "metrics": set(),
-    "folding": set(),
+    "folding": {"convolution", "dilation"},
     "onnx_export": set(),
     "optimizers": set(),
     "overlap": set(),
