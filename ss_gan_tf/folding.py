@@ -1,8 +1,20 @@
 """Batch normalisation inside the convolutions before it, for inference."""
 
+import logging
+
 import keras
 import numpy as np
 from keras import layers
+
+from ss_gan_tf.convolution import Conv2D
+from ss_gan_tf.dilation import DilatedConv2D
+
+_LOG = logging.getLogger(__name__)
+_FOLDED = (
+    layers.Conv2D,
+    Conv2D,
+    DilatedConv2D,
+)  # subclasses may compute what they like
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
@@ -15,13 +27,16 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     several layers or models share.
 
     Args:
-        model: functional; it is left as it is.
+        model: a functional one; it is left as it is.
 
     Returns:
         A model of the same input and output, for `training=False`.  Layers keep their
         names (the input does not), and weights their values where nothing was folded.
-        The model itself where there is nothing to fold.
+        The model itself where there is nothing to fold, where it is not functional, or
+        holds a layer that cannot be built again from its settings.
     """
+    if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
+        return model
     norms = {}  # of a convolution
     for layer in model.layers:
         conv = _folds_into(layer)
@@ -40,7 +55,13 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     def call(layer, x, *args, **kwargs):
         return x if layer.name in gone else layer(x, *args, **kwargs)
 
-    folded = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    try:
+        folded = keras.models.clone_model(
+            model, clone_function=copy, call_function=call
+        )
+    except (TypeError, ValueError) as error:  # of custom layers and lambdas
+        _LOG.warning("batch normalisation stays in the model: %s", error)
+        return model
     for layer in model.layers:
         if layer.name in norms:
             weights = _fold(layer, norms[layer.name])
@@ -52,13 +73,14 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _folds_into(norm):
     """The convolution that may take this layer's work, or None."""
-    if not isinstance(norm, layers.BatchNormalization) or norm.axis not in (-1, 3):
+    if type(norm) is not layers.BatchNormalization or norm.axis not in (-1, 3):
         return None
     if len(norm._inbound_nodes) != 1:
         return None
     conv = norm.input._keras_history.operation
     folds = (
-        isinstance(conv, layers.Conv2D)
+        type(conv) in _FOLDED
+        and len(conv.weights) == 1 + conv.use_bias  # not so with LoRA
         and conv.data_format == "channels_last"
         and conv.activation is keras.activations.linear
         and len(conv._inbound_nodes) == len(conv._outbound_nodes) == 1

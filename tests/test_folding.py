@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from ss_gan_tf.dilation import DilatedConv2D
@@ -91,6 +92,21 @@ def along_another_axis(image):
     return layers.BatchNormalization(axis=2)(layers.Conv2D(4, 3)(image))
 
 
+class Standardized(layers.Conv2D):
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel / tf.reduce_mean(kernel))
+
+
+def with_a_convolution_of_its_own_kind(image):
+    return layers.BatchNormalization()(Standardized(4, 3)(image))
+
+
+def with_another_use_of_the_convolution(image):
+    """The convolution has one reader, but is called twice: the second is an output."""
+    conv = layers.Conv2D(3, 3, padding="same")
+    return [layers.BatchNormalization()(conv(image)), conv(image)]
+
+
 def behind_no_convolution(image):
     return layers.Conv2D(4, 3)(layers.BatchNormalization()(image))
 
@@ -104,6 +120,8 @@ def behind_no_convolution(image):
         with_a_shared_convolution,
         with_a_shared_norm,
         along_another_axis,
+        with_a_convolution_of_its_own_kind,
+        with_another_use_of_the_convolution,
         behind_no_convolution,
     ],
 )
@@ -114,6 +132,39 @@ def test_what_may_not_be_folded_stays(build):
     folded = fold_batch_norm(model)
     assert count_norms(folded) == 1
     assert_same(model, folded)
+
+
+class Stubborn(layers.Layer):
+    """Its settings do not tell how to build it."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+
+def test_models_that_cannot_be_built_again_are_kept(caplog):
+    image = keras.Input((9, 11, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(image))
+    lambdas = keras.Model(image, layers.Lambda(lambda x: x + 1)(x))
+    own = keras.Model(image, Stubborn(2.0)(x))
+    for model in (lambdas, own):
+        assert fold_batch_norm(model) is model
+    assert caplog.text.count("batch normalisation stays in the model") == 2
+    sequential = keras.Sequential(
+        [keras.Input((9, 11, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    )
+    assert fold_batch_norm(sequential) is sequential
+
+
+def test_lora_is_left_alone():
+    image = keras.Input((9, 11, 3))
+    conv = layers.Conv2D(4, 3)
+    model = keras.Model(image, layers.BatchNormalization()(conv(image)))
+    conv.enable_lora(2)
+    assert fold_batch_norm(model) is model
 
 
 def test_one_of_two_is_folded_and_the_rest_is_kept():
