@@ -8,7 +8,8 @@ jit_compile, log_every. Dropout has to be 0: XLA may draw other masks. The guard
 be off: it leaves out losses that are not finite.
 
 With float32-rounded among the variants, bfloat16 may be as far away as three times what
-rounding the first weights once does to float32, where that is more than its tolerance.
+rounding the first weights of G once does to float32, where that is more than its
+tolerance, up to ten times that.
 
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.

@@ -14,6 +14,8 @@ from experiments import numerics as program
 from ss_gan_tf import numerics
 from ss_gan_tf.config import Config
 
+VARIANTS = ["float32-rounded", "bfloat16"]
+
 
 def run(*losses, miou):
     return {"losses": {"phase1 mce": list(losses)}, "miou": miou}
@@ -58,6 +60,7 @@ def test_a_mean_above_a_third_is_outside():
         (1.001, (0.06, 0.02), False),  # the tolerance is more than three times that
         (1.04, (0.12, 0.06), False),  # a mean of 0.02, three times
         (1.05, (0.15, 0.075), True),
+        (9.0, (0.6, 0.2), True),  # ten times the tolerance, not more
     ],
 )
 def test_bfloat16_may_be_off_by_three_yardsticks(rounded, allowed, within):
@@ -97,10 +100,11 @@ def test_unknown_variants_are_named():
 
 
 def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
-    made = []
+    made, rounds = [], []
 
     def train(config, data_dir, workdir, progress, make_stages):
         made.append(config)
+        rounds.append(make_stages is numerics._rounded_stages)
         (tmp_path / workdir).mkdir(parents=True)
         for step in (1, 2):
             progress("phase1", step, 2, {"loss/mce": 1.0 / step, "gradient/x": 5.0})
@@ -110,20 +114,22 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
     config = Config(seed=3)
     lines = []
     result = numerics.run_variants(
-        config, "DATA", str(tmp_path), ["bfloat16"], 2, lines.append
+        config, "DATA", str(tmp_path), VARIANTS, 2, lines.append
     )
     assert [(c.precision, c.jit_compile, c.seed, c.log_every) for c in made] == [
         ("float32", "off", 3, 1),
         ("float32", "off", 4, 1),
+        ("float32", "off", 3, 1),
         ("mixed_bfloat16", "off", 3, 1),
     ]
-    assert [row["loss"] for row in result["rows"]] == ["phase1 mce"]
-    assert result["rows"][0]["float32"] == 0.75 and len(lines) == 3
+    assert rounds == [False, False, True, False]
+    assert [row["loss"] for row in result["rows"]] == ["phase1 mce"] * 2
+    assert result["rows"][0]["float32"] == 0.75 and len(lines) == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "bfloat16-3.json", "float32-3.json", "float32-4.json",
+        "bfloat16-3.json", "float32-3.json", "float32-4.json", "float32-rounded-3.json",
     ]  # fmt: skip
-    again = numerics.run_variants(config, "DATA", str(tmp_path), ["bfloat16"], 2)
-    assert again == result and len(made) == 3
+    again = numerics.run_variants(config, "DATA", str(tmp_path), VARIANTS, 2)
+    assert again == result and len(made) == 4
     other = dataclasses.replace(config, crop_size=321)
     with pytest.raises(ValueError, match="other settings"):
         numerics.run_variants(other, "DATA", str(tmp_path), ["bfloat16"], 2)
@@ -216,3 +222,28 @@ def test_the_program_ends_with_one_line(
         program.main([""])
     assert exit_.value.code.startswith(f"error: {message}")
     assert "\n" not in exit_.value.code
+
+
+@pytest.mark.parametrize("off, code", [(0.03, None), (0.5, 2)])
+def test_the_exit_code_is_that_of_the_variants(monkeypatch, tmp_path, off, code):
+    runs = {
+        ("float32", 0): run(1.0, 1.0, miou=0.50),
+        ("float32", 1): run(1.0, 1.0, miou=0.51),
+        ("float32-rounded", 0): run(1.01, 1.0, miou=0.9),  # nothing is asked of it
+        ("bfloat16", 0): run(1 + off, 1.0, miou=0.50),
+    }
+    result = numerics.compare(runs, 0)
+    settings = {"data_dir": "DATA", "workdir": str(tmp_path)}
+    given = types.SimpleNamespace(variants=VARIANTS, num_seeds=2, **settings)
+    monkeypatch.setattr(program, "FLAGS", given)
+    monkeypatch.setattr(program, "_config_from_flags", Config)
+    monkeypatch.setattr(program, "run_variants", lambda *_, **__: result)
+    for name in ("show_own_messages", "keep_freed_memory"):
+        monkeypatch.setattr(program, name, lambda: None)
+    if code is None:
+        program.main([""])
+    else:
+        with pytest.raises(SystemExit) as exit_:
+            program.main([""])
+        assert exit_.value.code == code
+    assert (tmp_path / "numerics.json").exists()
