@@ -71,10 +71,16 @@ def test_the_networks_are_made_of_it(build):
         network = build()
     finally:
         keras.config.set_dtype_policy(policy)
-    image = tf.TensorSpec([1, 64, 64, 3])
-    graph = tf.function(network).get_concrete_function(image).graph
-    kinds = {op.type for op in graph.get_operations() if tf.bfloat16 in _inputs(op)}
-    assert "Conv2D" in kinds and "BiasAdd" not in kinds
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 64, 64, 3])])
+    def gradients(image):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(image))
+        return tape.gradient(loss, [w.value for w in network.trainable_weights])
+
+    operations = gradients.get_concrete_function().graph.get_operations()
+    kinds = {op.type for op in operations if tf.bfloat16 in _inputs(op)}
+    assert "Conv2D" in kinds and "Sum" in kinds and "BiasAddGrad" not in kinds
 
 
 def _inputs(op):

@@ -69,6 +69,8 @@ def test_the_page_at_a_width(browser, report, width):
     assert page.evaluate(EMPTY_CELLS) == 0
     # Tables scroll in themselves, the page does not.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    flags = page.locator("td.flags").all_inner_texts()
+    assert flags == ["--adversarial_weighting=fixed\n--lambda_adv=0.1"]  # one a line
     texts = page.locator("p.strong").all_inner_texts()
     assert any("the control" in text for text in texts)
     assert any(text.startswith("Chosen on val: adversarial") for text in texts)
