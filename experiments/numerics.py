@@ -7,9 +7,8 @@ Takes the flags of `experiments.train`, without those that it sets itself: preci
 jit_compile, log_every. Dropout has to be 0: XLA may draw other masks. The guard has to
 be off: it leaves out losses that are not finite.
 
-With float32-rounded among the variants, bfloat16 may be as far away as three times what
-rounding the first weights of G once does to float32, where that is more than its
-tolerance, up to ten times that.
+float32-rounded is a yardstick: float32 from weights of G that were rounded to bfloat16
+once. Nothing is asked of it.
 
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.

@@ -96,9 +96,8 @@ def build_adversary(
     x = _conv(x, scaled(256, width), 3)
     x = layers.AveragePooling2D(2, name="pool4")(x)
     x = _conv(x, scaled(512, width), 5)
-    x = Conv2D(1, 3, padding="same", kernel_initializer="he_normal", name="conv6")(
-        x
-    )  # [B,h/4,w/4,1]
+    # [B,h/4,w/4,1]
+    x = Conv2D(1, 3, padding="same", kernel_initializer="he_normal", name="conv6")(x)
     x = layers.Activation("linear", dtype="float32", name="verdicts")(x)
     if grid_size:
         x = AdaptiveAveragePooling(grid_size, dtype="float32", name="grid")(x)

@@ -10,11 +10,7 @@ from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.dilation import DilatedConv2D
 
 _LOG = logging.getLogger(__name__)
-_FOLDED = (
-    layers.Conv2D,
-    Conv2D,
-    DilatedConv2D,
-)  # subclasses may compute what they like
+_FOLDED = (layers.Conv2D, Conv2D, DilatedConv2D)  # others may compute otherwise
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:

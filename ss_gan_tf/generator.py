@@ -98,10 +98,9 @@ def fcn8s(
             name=f"{name}_upsample",
         )(x)
         # Pooled VGG features reach the hundreds: zero is FCN's start for a skip.
-        skip = Conv2D(num_classes, 1, kernel_initializer="zeros", name=f"{name}_score")(
-            features[name]
-        )
-        x = layers.Add(name=f"{name}_fuse")([x, skip])
+        skip = features[name]
+        score = Conv2D(num_classes, 1, kernel_initializer="zeros", name=f"{name}_score")
+        x = layers.Add(name=f"{name}_fuse")([x, score(skip)])
     return x
 
 

@@ -35,9 +35,6 @@ CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
 # A step's loss may be off by this share of the float32 run's mean over its phase; the
 # mean over the steps by a third of it. bfloat16 has 8 bits, XLA another order of sums.
 TOLERANCES = {"bfloat16": 0.06, "float32-xla": 0.02, "bfloat16-xla": 0.06}
-# bfloat16 rounds weights, activations and gradients, in each step anew: so many times
-# the yardstick's differences are allowed where that is more, up to ten times the above.
-YARDSTICKS, MOST = 3, 10
 
 
 def run_variants(
@@ -55,8 +52,8 @@ def run_variants(
             the seed are replaced.
         data_dir: prepared data.
         workdir: where the results of finished runs are kept.
-        variants: keys of `VARIANTS`; float32 is always run. `float32-rounded` is
-            what bfloat16 is compared with too, see `YARDSTICKS`.
+        variants: keys of `VARIANTS`; float32 is always run. Nothing is asked of
+            `float32-rounded`: it shows what a tolerance means there.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
 
@@ -154,10 +151,10 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
 
     Returns:
         "rows": variant, loss, float32 (mean over the steps), largest and mean
-        (absolute differences as shares of it), allowed (the same two), within.
-        "miou": variant, value, difference (from float32), within; "spread" is the
-        largest less the smallest mIoU of the float32 runs. Of `float32-rounded`
-        nothing is asked: allowed and within are None.
+        (absolute differences as shares of it), tolerance, within. "miou": variant,
+        value, difference (from float32), within; "spread" is the largest less the
+        smallest mIoU of the float32 runs. Tolerance and within are None for
+        `float32-rounded`.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -168,28 +165,31 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
     ]
     spread = max(of_seeds) - min(of_seeds)
     rows, ends = [], []
-    others = {v: run for (v, _), run in runs.items() if v != REFERENCE}
-    for variant, run in others.items():
+    for (variant, _), run in runs.items():
+        if variant == REFERENCE:
+            continue
+        tolerance = TOLERANCES.get(variant)  # None: the yardstick's
         if _lengths(run) != _lengths(reference):
             raise ValueError(
                 f"{variant}: losses of the steps {_lengths(run)}, float32's are "
                 f"{_lengths(reference)}"
             )
-    yardstick = _differences(others.get(YARDSTICK, reference), reference)
-    for variant, run in others.items():
-        for name, given in _differences(run, reference).items():
-            allowed = _allowed(variant, yardstick[name])
+        for name, values in reference["losses"].items():
+            expected, given = np.array(values), np.array(run["losses"][name])
+            scale = np.abs(expected).mean()
+            away = np.abs(given - expected) / scale
+            within = tolerance and bool(
+                away.max() <= tolerance and away.mean() <= tolerance / 3
+            )
             rows.append(
                 {
                     "variant": variant,
                     "loss": name,
-                    "float32": float(np.mean(reference["losses"][name])),
-                    "largest": given[0],
-                    "mean": given[1],
-                    "allowed": allowed,
-                    "within": allowed
-                    and given[0] <= allowed[0]
-                    and given[1] <= allowed[1],
+                    "float32": float(expected.mean()),
+                    "largest": float(away.max()),
+                    "mean": float(away.mean()),
+                    "tolerance": tolerance,
+                    "within": within,
                 }
             )
         difference = run["miou"] - reference["miou"]
@@ -198,33 +198,10 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                 "variant": variant,
                 "value": run["miou"],
                 "difference": difference,
-                "within": None if variant == YARDSTICK else abs(difference) <= spread,
+                "within": tolerance and abs(difference) <= spread,
             }
         )
     return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
-
-
-def _differences(run, reference):
-    """Of each loss: the largest and the mean difference, shares of the loss's mean."""
-    result = {}
-    for name, values in reference["losses"].items():
-        expected, given = np.array(values), np.array(run["losses"][name])
-        away = np.abs(given - expected) / np.abs(expected).mean()
-        result[name] = float(away.max()), float(away.mean())
-    return result
-
-
-def _allowed(variant, yardstick):
-    """The largest and the mean difference allowed; None: nothing is asked."""
-    if variant == YARDSTICK:
-        return None
-    least = TOLERANCES[variant], TOLERANCES[variant] / 3
-    if VARIANTS[variant]["precision"] == "float32":
-        return least
-    return tuple(
-        min(max(first, YARDSTICKS * away), MOST * first)
-        for first, away in zip(least, yardstick, strict=True)
-    )
 
 
 def _lengths(run):
@@ -253,10 +230,10 @@ def format_table(result: dict) -> str:
 
 
 def _format_allowed(row):
-    if row["allowed"] is None:
+    if row["tolerance"] is None:
         return f"- | {_verdict(row)}"
-    largest, mean = row["allowed"]
-    return f"{largest:.0%}, {mean:.1%} | {_verdict(row)}"
+    tolerance = row["tolerance"]
+    return f"{tolerance:.0%}, {tolerance / 3:.1%} | {_verdict(row)}"
 
 
 def _verdict(row):
