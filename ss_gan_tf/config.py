@@ -72,6 +72,7 @@ class Config:
     phase1_steps: int = 100_000  # G alone
     phase1_lr: float = 1e-4  # Adam, linear to phase1_lr_end
     phase1_lr_end: float = 1e-5  # reached at the end of phase 1; Sec. 2.3
+    phase1_lr_warmup_steps: int = 0  # first steps over which the rate grows to full
     phase2_steps: int = 100_000  # G and A alternate; length silent
     generator_lr: float = 3e-5  # Adam, phase 2, linear to a tenth (decay silent)
     adversary_lr: float = 3e-4  # phase 2, linear to a tenth (decay silent)
@@ -279,6 +280,7 @@ RANGES = {
     "phase1_steps": (1, 10**9),
     "phase1_lr": (0.0, 1.0),
     "phase1_lr_end": (0.0, 1.0),
+    "phase1_lr_warmup_steps": (0, 10**9),
     "phase2_steps": (1, 10**9),
     "generator_lr": (0.0, 1.0),
     "adversary_lr": (0.0, 1.0),

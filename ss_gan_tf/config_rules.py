@@ -84,7 +84,7 @@ def _check_list(name: str, values: tuple):
 
 # --- Fields that do nothing --------------------------------------------------
 
-PHASE1 = ("phase1_steps", "phase1_lr", "phase1_lr_end")
+PHASE1 = ("phase1_steps", "phase1_lr", "phase1_lr_end", "phase1_lr_warmup_steps")
 PHASE2 = ("phase2_steps", "generator_lr", "phase2_lr_decay")
 GUARD = ("guard_retries", "guard_miou_drop")
 ADVERSARY = (
@@ -165,6 +165,11 @@ def unwise(config: Any, largest_image: tuple[int, int] | None = None) -> list[st
         f"phase1_lr_end={config.phase1_lr_end}: is above "
         f"phase1_lr={config.phase1_lr}, so the rate grows": (
             not config.init_generator and config.phase1_lr_end > config.phase1_lr
+        ),
+        f"phase1_lr_warmup_steps={config.phase1_lr_warmup_steps}: phase 1 ends before "
+        "the rate is at full": (
+            not config.init_generator
+            and config.phase1_lr_warmup_steps > config.phase1_steps
         ),
         "phase1_lr=0.0: phase 1 trains nothing": (
             not config.init_generator and not config.phase1_lr

@@ -207,7 +207,10 @@ def make_stages(
             networks.generator,
             networks.generator_optimizer,
             learning_rate=linear_decay(
-                config.phase1_lr, config.phase1_lr_end, config.phase1_steps
+                config.phase1_lr,
+                config.phase1_lr_end,
+                config.phase1_steps,
+                config.phase1_lr_warmup_steps,
             ),
             **common,
         )
@@ -317,9 +320,23 @@ def _then_average(step: Callable, networks: Networks, decay: float) -> Callable:
     return averaging_step
 
 
-def linear_decay(start: float, end: float, num_steps: int) -> train_step.Schedule:
-    """Rate that falls linearly from `start` at step 0 to `end` at `num_steps`."""
-    return keras.optimizers.schedules.PolynomialDecay(start, max(num_steps, 1), end)
+def linear_decay(
+    start: float, end: float, num_steps: int, warmup_steps: int = 0
+) -> train_step.Schedule:
+    """Rate that falls linearly from `start` at step 0 to `end` at `num_steps`.
+
+    Step n of the first `warmup_steps`, counted from 0, has (n + 1) / warmup_steps of
+    it: Adam's first updates have full size whatever the gradients' (Ma and Yarats
+    2021, arXiv 1910.04209).
+    """
+    decay = keras.optimizers.schedules.PolynomialDecay(start, max(num_steps, 1), end)
+    if not warmup_steps:
+        return decay
+
+    def warmed_up(step):
+        return decay(step) * train_step.ramp(step, warmup_steps)
+
+    return warmed_up
 
 
 # --- Randomness and state ----------------------------------------------------

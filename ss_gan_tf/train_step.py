@@ -221,7 +221,7 @@ def make_adversarial_step(
             weight = losses.gradient_ratio_lambda(
                 segmentation_norm, adversarial_norm, gradient_ratio, lambda_max
             )
-        weight *= _ramp(step, lambda_ramp_steps)
+        weight *= ramp(step, lambda_ramp_steps)
         if strength is not None:
             weight *= strength
         g_rate = gradients_lib.set_rate(generator_optimizer, generator_lr, step)
@@ -384,7 +384,7 @@ def _make_adversary_update(
     return update
 
 
-def _ramp(step, ramp_steps):
+def ramp(step, ramp_steps):
     """Share of the full adversarial weight at G's step, 1 without a ramp."""
     if not ramp_steps:
         return 1.0

@@ -157,6 +157,7 @@ def test_presets_are_wise():
         ({"crop_size": 1000}, "crop_size=1000: is larger than every training image"),
         ({"phase1_lr": 1e-6}, "phase1_lr_end=1e-05: is above phase1_lr=1e-06"),
         ({"phase1_lr": 0.0, "phase1_lr_end": 0.0}, "phase1_lr=0.0"),
+        ({"phase1_lr_warmup_steps": 100_001}, "phase1_lr_warmup_steps=100001: phase 1"),
         ({"generator_lr": 0.0}, "generator_lr=0.0"),
         ({"adversary_lr": 0.0}, "adversary_lr=0.0"),
         ({"lambda_ramp_steps": 200_000}, "lambda_ramp_steps=200000: phase 2 ends"),

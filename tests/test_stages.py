@@ -121,6 +121,18 @@ def test_the_entropy_placebo_changes_what_pushes_and_nothing_else(make, batch):
     assert any(np.any(one.numpy() != other.numpy()) for one, other in moved)
 
 
+def test_the_rate_of_phase_1_grows_and_falls_where_asked_for(make, batch):
+    _, plan = make(
+        phase1_lr=1e-3, phase1_lr_end=1e-4, phase1_steps=4, phase1_lr_warmup_steps=3
+    )
+    rates = [
+        float(plan["phase1"].step(*batch)["learning_rate/generator"]) for _ in range(4)
+    ]
+    # Thirds of the line that falls by 2.25e-4 a step, then the line itself.
+    expected = [1e-3 / 3, 7.75e-4 * 2 / 3, 5.5e-4, 3.25e-4]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
 def test_rates_of_the_phases(make, batch):
     networks, plan = make(
         phase1_lr=1e-3, phase1_lr_end=1e-4, generator_lr=3e-4, adversary_lr=5e-4
