@@ -134,6 +134,15 @@ def test_what_may_not_be_folded_stays(build):
     assert_same(model, folded)
 
 
+def test_channels_that_come_first_are_another_axis():
+    """Built, not called: CPUs have no such convolution."""
+    image = keras.Input((3, 9, 6))
+    conv = layers.Conv2D(4, 3, data_format="channels_first")(image)
+    assert conv.shape[-1] == conv.shape[1]  # so that the weights would fit
+    model = keras.Model(image, layers.BatchNormalization()(conv))
+    assert fold_batch_norm(model) is model
+
+
 class Stubborn(layers.Layer):
     """Its settings do not tell how to build it."""
 
