@@ -127,7 +127,7 @@ def test_pickles_are_never_loaded(open_at, tmp_path, name):
     assert trap.exists()
 
 
-@pytest.mark.parametrize("name", set(DOORS) - {"guard.jsonl"})
+@pytest.mark.parametrize("name", sorted(DOORS.keys() - {"guard.jsonl"}))
 def test_an_empty_file_is_refused(open_at, name):
     open_at(name, b"")
 
