@@ -25,6 +25,9 @@ DRAW_A_SCENE = $(PY) -c 'import cv2, numpy; from data_prep.synthetic import scen
     image, _ = scene.draw_scene(numpy.random.default_rng(2026)); \
     cv2.imwrite("$(SCENE)", image[..., ::-1])'
 
+# Two processes share the test files; more of them want memory, 2 GB each.
+IN_PARALLEL = --numprocesses=2 --dist=loadfile
+
 PY = $(VENV)/bin/python
 RUFF = $(VENV)/bin/ruff
 INSTALLED = $(VENV)/.installed-$(EXTRA)
@@ -55,7 +58,7 @@ train: $(INSTALLED)
 	@echo "    $(VENV)/bin/tensorboard --logdir $(RUN)"
 
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow" --durations=10
+	$(PY) -m pytest -m "not slow" $(IN_PARALLEL) --durations=10
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest --durations=10

@@ -35,6 +35,7 @@ TEST = [
     "nbformat>=5.10",
     "playwright>=1.45",  # the pages in a browser of the system's own
     "pytest>=8.3",
+    "pytest-xdist>=3.6",  # make test runs two processes
 ]
 ONNX = [
     "onnx>=1.17",
