@@ -10,14 +10,13 @@ CPU multiplies the padding as well; there the map is cut where the dilated kerne
 its edges, and each part convolved with what lies on the map.
 """
 
-import contextlib
 import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf.convolution import Conv2D
+from ss_gan_tf.convolution import Conv2D, is_for_another_device
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
 
@@ -32,7 +31,7 @@ class DilatedConv2D(Conv2D):
         if rates == (1, 1):
             return super().convolution_op(inputs, kernel)
         # Keras refuses other strides where there is dilation.
-        if _FOR_ANOTHER_DEVICE or _device_differentiates_dilation(inputs.dtype):
+        if is_for_another_device() or _device_differentiates_dilation(inputs.dtype):
             return tf.nn.conv2d(inputs, kernel, 1, padding, dilations=rates)
         if self.groups > 1:
             return super().convolution_op(inputs, kernel)
@@ -178,23 +177,6 @@ def _overlap(image, gradient, axis, shift):
     stop = tf.minimum(tf.shape(gradient)[axis], tf.shape(image)[axis] - shift)
     stop = tf.maximum(start, stop)  # empty where the kernel reaches beyond the map
     return slice(start + shift, stop + shift), slice(start, stop)
-
-
-_FOR_ANOTHER_DEVICE = []
-
-
-@contextlib.contextmanager
-def on_another_device():
-    """What is traced inside is written for a device that takes the dilation itself.
-
-    XLA's programs say the dilation and leave it to their device, so what this machine
-    can differentiate does not matter to them.
-    """
-    _FOR_ANOTHER_DEVICE.append(True)
-    try:
-        yield
-    finally:
-        _FOR_ANOTHER_DEVICE.pop()
 
 
 @functools.cache

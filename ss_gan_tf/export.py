@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ss_gan_tf.dilation import on_another_device
+from ss_gan_tf.convolution import on_another_device
 from ss_gan_tf.folding import fold_batch_norm
 from ss_gan_tf.inference import make_network
 

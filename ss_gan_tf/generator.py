@@ -95,6 +95,7 @@ def fcn8s(
             padding="same",
             use_bias=False,
             kernel_initializer=backbones.bilinear_kernel,
+            dtype="float32",  # a few channels: cheap, and see convolution.py
             name=f"{name}_upsample",
         )(x)
         # Pooled VGG features reach the hundreds: zero is FCN's start for a skip.

@@ -385,7 +385,7 @@ def _make_adversary_update(
 
 
 def ramp(step, ramp_steps):
-    """Share of the full adversarial weight at G's step, 1 without a ramp."""
+    """Share of the full value at a step counted from 0; 1 without a ramp."""
     if not ramp_steps:
         return 1.0
     return tf.minimum(1.0, (tf.cast(step, tf.float32) + 1.0) / ramp_steps)

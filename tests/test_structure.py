@@ -70,7 +70,7 @@ MAY_IMPORT = {
         "backbones", "config", "generator", "messages", "states", "strict_json",
     },
     "evaluate": {"inference", "measures", "overlap", "per_image"},
-    "export": {"dilation", "folding", "inference"},
+    "export": {"convolution", "folding", "inference"},
     "predict": {"export", "inference", "messages", "strict_json", "visualize"},
     "demo": {"messages", "predict", "visualize"},
     "submission": {"datasets"},

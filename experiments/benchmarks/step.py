@@ -131,7 +131,7 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
     import tensorflow as tf
 
     from experiments.benchmarks.flops import count_flops
-    from ss_gan_tf import dilation
+    from ss_gan_tf import convolution
     from ss_gan_tf.allocation import keep_freed_memory
 
     keep_freed_memory()  # as experiments.train does
@@ -145,7 +145,7 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
         counts = {}
         for phase, step in steps.items():
             # Traced anew, so that a dilated convolution counts the same on each device.
-            with dilation.on_another_device():
+            with convolution.on_another_device():
                 anew = tf.function(step.python_function)
                 traced = anew.get_concrete_function(image, label)
             counts[phase] = count_flops(traced)

@@ -23,7 +23,7 @@ import tensorflow as tf
 from experiments.benchmarks import machine
 from experiments.benchmarks.flops import count_flops
 from experiments.benchmarks.step_rows import drawn_batch
-from ss_gan_tf import dilation
+from ss_gan_tf import convolution
 
 # A random weight with more elements is described by its spread: the speed of a step
 # does not depend on its values, and fc6 of VGG16 alone would be 411 MB.
@@ -63,7 +63,7 @@ def write_programs(
     }
     phases = {}
     for phase, step in steps.items():
-        with dilation.on_another_device():
+        with convolution.on_another_device():
             traced = step.get_concrete_function(*batch)
             program = step.experimental_get_compiler_ir(*batch)(stage="stablehlo")
         with gzip.open(os.path.join(place, f"{phase}.mlir.gz"), "wt") as file:
