@@ -92,7 +92,7 @@ def _device_adds_bfloat16() -> bool:
 
     with tf.init_scope():  # it pauses tapes and leaves the graph that is being built
         counted = count(tf.ones([2, 80, 80, 4], tf.bfloat16))
-    return bool(tf.reduce_all(counted == 2 * 80 * 80))
+        return bool(tf.reduce_all(counted == 2 * 80 * 80))
 
 
 # --- Programs for other devices ----------------------------------------------

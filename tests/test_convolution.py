@@ -98,6 +98,22 @@ def test_the_device_is_asked_by_counting(monkeypatch):
         assert convolution._device_adds_bfloat16.__wrapped__() == adds
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_device_may_be_asked_while_a_step_is_traced(jit_compile):
+    layer = Conv2D(4, 1, dtype="mixed_bfloat16", kernel_initializer="ones")
+    layer.build([2, 80, 80, 4])
+
+    @tf.function(jit_compile=jit_compile)
+    def gradient(image):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.cast(layer(image), tf.float32))
+        return tape.gradient(loss, layer.kernel.value)
+
+    convolution._device_adds_bfloat16.cache_clear()
+    counted = gradient(tf.ones([2, 80, 80, 4], tf.bfloat16))
+    np.testing.assert_array_equal(counted, np.full([1, 1, 4, 4], 12800))
+
+
 def test_second_derivatives_in_bfloat16():
     layer = Conv2D(1, 1, dtype="mixed_bfloat16", kernel_initializer="ones")
     image = tf.fill([1, 2, 2, 1], 3.0)
