@@ -97,8 +97,14 @@ def build_adversary(
     x = layers.AveragePooling2D(2, name="pool4")(x)
     x = _conv(x, scaled(512, width), 5)
     # [B,h/4,w/4,1]
-    x = Conv2D(1, 3, padding="same", kernel_initializer="he_normal", name="conv6")(x)
-    x = layers.Activation("linear", dtype="float32", name="verdicts")(x)
+    x = Conv2D(
+        1,
+        3,
+        padding="same",
+        kernel_initializer="he_normal",
+        dtype="float32",
+        name="conv6",
+    )(x)
     if grid_size:
         x = AdaptiveAveragePooling(grid_size, dtype="float32", name="grid")(x)
     x = SqueezeChannel(dtype="float32", name="logits")(x)

@@ -86,7 +86,7 @@ def fcn8s(
     x = layers.Dropout(dropout, name="fc6_dropout")(x)
     x = _fc(x, fc_filters, 1, "fc7")  # row 6
     x = layers.Dropout(dropout, name="fc7_dropout")(x)
-    x = Conv2D(num_classes, 1, name="fc7_score")(x)  # row 7 [B,H/32,W/32,C]
+    x = _score(num_classes, name="fc7_score")(x)  # row 7 [B,H/32,W/32,C]
     for name in ("block4_pool", "block3_pool"):  # -> 1/16 -> 1/8
         x = layers.Conv2DTranspose(
             num_classes,
@@ -95,13 +95,13 @@ def fcn8s(
             padding="same",
             use_bias=False,
             kernel_initializer=backbones.bilinear_kernel,
-            dtype="float32",  # a few channels: cheap, and see convolution.py
+            dtype="float32",
             name=f"{name}_upsample",
         )(x)
         # Pooled VGG features reach the hundreds: zero is FCN's start for a skip.
         skip = features[name]
-        score = Conv2D(num_classes, 1, kernel_initializer="zeros", name=f"{name}_score")
-        x = layers.Add(name=f"{name}_fuse")([x, score(skip)])
+        score = _score(num_classes, kernel_initializer="zeros", name=f"{name}_score")
+        x = layers.Add(dtype="float32", name=f"{name}_fuse")([x, score(skip)])
     return x
 
 
@@ -115,6 +115,15 @@ def _fc(x, filters, size, name):
         kernel_initializer="he_normal",
         name=name,
     )(x)
+
+
+def _score(num_classes, **settings):
+    """The linear layer of a head, in float32 in every precision.
+
+    bfloat16 knows a logit of 10 to 0.04, and a softmax shows that in full; these layers
+    have few filters and take no time.
+    """
+    return Conv2D(num_classes, 1, dtype="float32", **settings)
 
 
 def aspp_head(x, num_classes: int, width: float, rates: tuple[int, ...], norm: str):
@@ -143,7 +152,7 @@ def aspp_head(x, num_classes: int, width: float, rates: tuple[int, ...], norm: s
     branches.append(BroadcastLike(name="aspp_image_enlarge")(pooled, reference=x))
     x = layers.Concatenate(name="aspp_concat")(branches)
     x = conv_norm_relu(x, filters, 1, norm=norm, name="aspp_project")  # row 6
-    return Conv2D(num_classes, 1, name="score")(x)  # row 7
+    return _score(num_classes, name="score")(x)  # row 7
 
 
 def conv_norm_relu(x, filters, size, *, norm, dilation_rate=1, name):
