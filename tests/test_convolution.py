@@ -58,6 +58,32 @@ def test_kernels_learn_from_every_cell(size, strides, padding, use_bias):
         np.testing.assert_allclose(ours, exact, rtol=0.01)
 
 
+@pytest.mark.parametrize("rate", [1, 2, 8])
+def test_gradients_are_rounded_once(rate):
+    rng = np.random.default_rng(0)
+    image, kernel, gradient = (
+        tf.constant(rng.normal(size=shape), tf.bfloat16)
+        for shape in ([2, 24, 24, 64], [3, 3, 64, 48], [2, 24, 24, 48])
+    )
+    conv = Conv2D if rate == 1 else DilatedConv2D
+    layer = conv(48, 3, padding="same", dilation_rate=rate, dtype="bfloat16")
+
+    def gradients(*given, gradient):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            output = layer.convolution_op(*given)
+        return tape.gradient(output, given, gradient)
+
+    ours = gradients(image, kernel, gradient=gradient)
+    exact = gradients(
+        *(tf.cast(x, tf.float32) for x in (image, kernel)),
+        gradient=tf.cast(gradient, tf.float32),
+    )
+    for one, other in zip(ours, exact, strict=True):
+        off = tf.norm(tf.cast(one, tf.float32) - other) / tf.norm(other)
+        assert off < 0.0025  # rounding alone: 0.0017
+
+
 def test_where_the_device_adds_right_its_own_kernel_is_called(monkeypatch):
     image, layer = tf.ones([1, 8, 8, 2], tf.bfloat16), Conv2D(3, 3, dtype="bfloat16")
     layer.build(image.shape)
@@ -76,7 +102,7 @@ def test_where_the_device_adds_right_its_own_kernel_is_called(monkeypatch):
         }
 
     for adds in (True, False):
-        monkeypatch.setattr(convolution, "_device_adds_bfloat16", lambda it=adds: it)
+        monkeypatch.setattr(convolution, "_device_adds_right", lambda it=adds: it)
         assert kinds() == {tf.bfloat16 if adds else tf.float32}
         with convolution.on_another_device():
             assert kinds() == {tf.bfloat16}
@@ -95,7 +121,7 @@ def test_the_device_is_asked_by_counting(monkeypatch):
 
     for kernel, adds in ((stuck, False), (right, True)):
         monkeypatch.setattr(tf.raw_ops, "Conv2DBackpropFilter", kernel)
-        assert convolution._device_adds_bfloat16.__wrapped__() == adds
+        assert convolution._device_adds_right.__wrapped__() == adds
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -109,7 +135,7 @@ def test_the_device_may_be_asked_while_a_step_is_traced(jit_compile):
             loss = tf.reduce_sum(tf.cast(layer(image), tf.float32))
         return tape.gradient(loss, layer.kernel.value)
 
-    convolution._device_adds_bfloat16.cache_clear()
+    convolution._device_adds_right.cache_clear()
     counted = gradient(tf.ones([2, 80, 80, 4], tf.bfloat16))
     np.testing.assert_array_equal(counted, np.full([1, 1, 4, 4], 12800))
 
@@ -139,7 +165,7 @@ def test_without_an_activation():
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_equals_keras_but_for_the_bias_gradient(monkeypatch, policy):
-    monkeypatch.setattr(convolution, "_device_adds_bfloat16", lambda: True)
+    monkeypatch.setattr(convolution, "_device_adds_right", lambda: True)
     settings = {"activation": "relu", "bias_initializer": "ones", "dtype": policy}
     ours, theirs = (kind(5, 3, **settings) for kind in (Conv2D, keras.layers.Conv2D))
     image = tf.constant(np.random.default_rng(0).normal(size=(2, 9, 11, 4)), tf.float32)
@@ -170,7 +196,7 @@ def test_equals_keras_but_for_the_bias_gradient(monkeypatch, policy):
     ids=["vgg16", "resnet50", "adversary"],
 )
 def test_the_networks_are_made_of_it(monkeypatch, build):
-    monkeypatch.setattr(convolution, "_device_adds_bfloat16", lambda: False)
+    monkeypatch.setattr(convolution, "_device_adds_right", lambda: False)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
