@@ -18,7 +18,7 @@ class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`, same numbers and weights; other gradients in bfloat16.
 
     That at the bias is a sum, and the others are computed in float32 where the device
-    adds in bfloat16. They are rounded to bfloat16 once.
+    adds in bfloat16; not so in groups, with dilation or with channels first.
     """
 
     def call(self, inputs):
@@ -47,18 +47,12 @@ class Conv2D(keras.layers.Conv2D):
         @tf.custom_gradient
         def forward(image, kernel):
             def backward(gradient):
-                gradient = tf.cast(gradient, tf.float32)
+                x, w, gradient = in_float32(gradient, image, kernel)
                 at_image = tf.raw_ops.Conv2DBackpropInput(
-                    input_sizes=tf.shape(image),
-                    filter=tf.cast(kernel, tf.float32),
-                    out_backprop=gradient,
-                    **how,
+                    input_sizes=tf.shape(x), filter=w, out_backprop=gradient, **how
                 )
                 at_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                    input=tf.cast(image, tf.float32),
-                    filter_sizes=kernel.shape,
-                    out_backprop=gradient,
-                    **how,
+                    input=x, filter_sizes=w.shape, out_backprop=gradient, **how
                 )
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
@@ -75,6 +69,15 @@ def _add_bias(x, bias):
         return gradient, tf.reduce_sum(gradient, axis=[0, 1, 2])
 
     return tf.nn.bias_add(x, bias), backward
+
+
+def in_float32(gradient: tf.Tensor, *others: tf.Tensor) -> list[tf.Tensor]:
+    """The others and the gradient, cast no sooner than the gradient is there.
+
+    A cast that waits for nothing runs with the forward pass, and the copy is kept.
+    """
+    with tf.control_dependencies([gradient]):
+        return [tf.cast(x, tf.float32) for x in (*others, gradient)]
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf.convolution import Conv2D, is_for_another_device
+from ss_gan_tf.convolution import Conv2D, in_float32, is_for_another_device
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
 
@@ -76,7 +76,7 @@ def convolve(
 
         def backward(gradient):
             # bfloat16's matrix product cuts off what it should round, a bias of 0.3 %.
-            full = [tf.cast(x, tf.float32) for x in (image, gradient)]
+            full = in_float32(gradient, image)
             at_kernel = _at_kernel(*full, kernel.shape, rates, before)
             at_kernel = tf.cast(at_kernel, kernel.dtype)
             reversed_kernel = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
@@ -202,7 +202,7 @@ def _device_differentiates_dilation(dtype: tf.DType) -> bool:
 
     with tf.init_scope():  # it pauses tapes: the kernels are called by their names
         try:
-            both_gradients(tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1]))
+            both_gradients(tf.ones([1, 5, 5, 1], dtype), tf.ones([3, 3, 1, 1], dtype))
         except tf.errors.OpError:
             return False
     return True
