@@ -289,6 +289,7 @@ def _sha256(path: str) -> str | None:
     return digest.hexdigest()
 
 
+@keras.saving.register_keras_serializable("ss_gan_tf")
 def bilinear_kernel(shape, dtype=None) -> np.ndarray:
     """Initial value of a transposed convolution that interpolates bilinearly.
 

@@ -272,6 +272,17 @@ def test_norm_of_the_head(head_norm, kind):
     assert generator(random_image(32, 32)).shape == (1, 32, 32, C)
 
 
+# --- Saving ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_saved_model_is_loaded_again(tmp_path, generators, backbone):
+    path, image = str(tmp_path / "generator.keras"), random_image(40, 40)
+    generators[backbone].save(path)
+    again = keras.models.load_model(path)
+    np.testing.assert_array_equal(again(image), generators[backbone](image))
+
+
 # --- Precision ---------------------------------------------------------------
 
 
