@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data_prep.sheets import bar_chart, contact_sheet
 from ss_gan_tf import input_pipeline, visualize
+from ss_gan_tf.augmentation import check
 from ss_gan_tf.input_pipeline import PreparedDataset
 from ss_gan_tf.messages import first_line
 
@@ -75,7 +76,7 @@ def stored(
     )
     facts = prepared.num_classes, prepared.ignore_label
     for image, label, name in input_pipeline.untuned(examples).as_numpy_iterator():
-        input_pipeline.check(image, label, name, *facts)
+        check(image, label, name, *facts)
         yield name.decode(errors="replace"), image, label
 
 

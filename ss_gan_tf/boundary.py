@@ -87,9 +87,10 @@ def _near_others(ids: np.ndarray, valid: np.ndarray, radius: int) -> np.ndarray:
     """
     kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     # 0 and the type's maximum stand for "no class" and never win.
-    highest = cv2.dilate(np.where(valid, ids + 1, 0).astype(np.uint16), kernel)
+    above = ids.astype(np.uint16) + np.uint16(1)
     none = np.iinfo(np.uint16).max
-    lowest = cv2.erode(np.where(valid, ids + 1, none).astype(np.uint16), kernel)
+    highest = cv2.dilate(np.where(valid, above, np.uint16(0)), kernel)
+    lowest = cv2.erode(np.where(valid, above, np.uint16(none)), kernel)
     return valid & (highest != lowest)
 
 

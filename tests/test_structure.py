@@ -83,6 +83,7 @@ MAY_IMPORT = {
     "summaries": {"states", "strict_json", "visualize"},
     # leaves
     "allocation": set(),
+    "augmentation": set(),
     "backbones": {"convolution", "dilation"},
     "config": {"config_rules", "strict_json"},
     "config_rules": set(),
@@ -95,7 +96,7 @@ MAY_IMPORT = {
     "dilation": {"convolution"},
     "guard": set(),
     "inference": set(),
-    "input_pipeline": set(),
+    "input_pipeline": {"augmentation"},
     "lock": set(),
     "losses": set(),
     "messages": set(),
@@ -121,7 +122,12 @@ MAY_IMPORT = {
 LIBRARY_SEEN_BY = {
     "experiments": None,
     "data_prep": {"datasets", "messages", "strict_json"},
-    "data_prep/browse.py": {"input_pipeline", "messages", "visualize"},
+    "data_prep/browse.py": {
+        "augmentation",
+        "input_pipeline",
+        "messages",
+        "visualize",
+    },
 }
 
 # Import name -> distribution, where the two differ.
