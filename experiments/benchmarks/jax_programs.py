@@ -33,8 +33,8 @@ class Steps:
             path = os.path.join(folder, f"{phase}.mlir.gz")
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 program = file.read()
-            self._compiled[phase] = self._compile(program)
-            self._updates[phase] = _updates(program)
+            self._compiled[phase] = compile_program(program, self._device)
+            self._updates[phase] = find_updates(program)
         self._batch = [self._put(x) for x in drawn_batch(self.manifest["settings"])]
 
     def call(self, phase: str) -> dict[str, float]:
@@ -75,16 +75,18 @@ class Steps:
                 values[name] = self._put(value)
         return values
 
-    def _compile(self, program):
-        """The one call that is not JAX's public interface; seen working with 0.10."""
-        from jax._src.lib import xla_client
-        from jax.extend import backend
 
-        return backend.get_backend().compile_and_load(
-            program,
-            xla_client.DeviceList((self._device,)),
-            xla_client.CompileOptions(),
-        )
+def compile_program(program: str, device):
+    """Compiles StableHLO for a device of JAX's.
+
+    The one call that is not JAX's public interface; seen working with 0.10 and 0.11.
+    """
+    from jax._src.lib import xla_client
+    from jax.extend import backend
+
+    return backend.get_backend().compile_and_load(
+        program, xla_client.DeviceList((device,)), xla_client.CompileOptions()
+    )
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
         return json.load(file)
 
 
-def _updates(program: str) -> list[tuple[int, int]]:
+def find_updates(program: str) -> list[tuple[int, int]]:
     """(argument, result): the results that are an argument's new value."""
     pairs = re.findall(
         r"parameter_number = (\d+)[^<>]*output_index = array<i64: (\d+)>", program

@@ -13,6 +13,7 @@ JAX.
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def write_programs(
     batch = tuple(map(tf.constant, drawn_batch(settings)))
     # Two optimizers may hold variables of one name.
     names = {
-        id(_plain(variable).handle): f"{number}:{variable.path}"
+        id(plain(variable).handle): f"{number}:{variable.path}"
         for number, variable in enumerate(variables)
     }
     phases = {}
@@ -66,17 +67,20 @@ def write_programs(
         with convolution.on_another_device():
             traced = step.get_concrete_function(*batch)
             program = step.experimental_get_compiler_ir(*batch)(stage="stablehlo")
+        program = portable(program)
         with gzip.open(os.path.join(place, f"{phase}.mlir.gz"), "wt") as file:
             file.write(program)
         phases[phase] = {
             "flops": count_flops(traced),
-            "takes": [_name(tensor, names, phase) for tensor in traced.captured_inputs],
+            "takes": [
+                name_of(tensor, names, phase) for tensor in traced.captured_inputs
+            ],
             "gives": sorted(traced.structured_outputs),
         }
     taken = {name for phase in phases.values() for name in phase["takes"]}
     described, stored = {}, {}
     for variable in variables:
-        name = names[id(_plain(variable).handle)]
+        name = names[id(plain(variable).handle)]
         if name in taken:
             described[name] = _describe(variable, largest_stored)
             if "drawn" not in described[name]:
@@ -93,12 +97,29 @@ def write_programs(
     return place
 
 
-def _plain(variable):
+def portable(program: str) -> str:
+    """Without the one operation of TensorFlow's that is not StableHLO: a plain copy.
+
+    JAX on a GPU takes programs of StableHLO alone.
+    """
+    return re.sub(
+        r"mhlo\.copy (%[\w#]+) : (tensor<[^>]*>)",
+        r"stablehlo.reshape \1 : (\2) -> \2",
+        program,
+    )
+
+
+def plain(variable):
     """The `tf.Variable` behind a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def _name(captured, names, phase):
+def name_of(captured, names, phase) -> str:
+    """The name of a variable that a step captured.
+
+    Raises:
+        ValueError: it is not among the names, which are by the `id` of its handle.
+    """
     if id(captured) not in names:
         raise ValueError(f"{phase} uses a variable that was not given: {captured}")
     return names[id(captured)]
