@@ -31,6 +31,7 @@ TEST = [
     "dill>=0.3.8",  # tensorflow-datasets' own tests for builders
     "hypothesis>=6.115",
     "ipykernel>=6.29",  # docs/quickstart.ipynb
+    "jax>=0.8",  # written programs
     "nbclient>=0.10",
     "nbformat>=5.10",
     "playwright>=1.45",  # the pages in a browser of the system's own
@@ -81,7 +82,8 @@ setup(
         "onnx": ONNX,  # experiments.export --format=onnx
         # What experiments.benchmark compares with.
         "peers": PEERS,
-        # What experiments.benchmark_programs needs; it runs without TensorFlow.
+        # What experiments.benchmark_programs and experiments.study_programs need; both
+        # run without TensorFlow.
         "programs": ["jax>=0.8", "torch>=2.6"],
         # cityscapesscripts is the benchmark's own metric, which ours is held against.
         "dev": [*TEST, "cityscapesscripts>=2.3", "ruff==0.17.*"],

@@ -58,6 +58,18 @@ def define_flags():
     flags.DEFINE_list(
         "eval_splits", [], "Evaluated at the end; default: val, and test with labels."
     )
+    flags.DEFINE_string(
+        "write_programs",
+        None,
+        "Instead of running, write the runs into this folder, for "
+        "experiments.study_programs on a machine with JAX and no TensorFlow.",
+    )
+    flags.DEFINE_string(
+        "read_programs",
+        None,
+        "Instead of running, make the study of what experiments.study_programs left "
+        "in this folder.",
+    )
     flags.DEFINE_integer(
         "last_validations", 3, "Validations at the end of a run that are averaged."
     )
@@ -145,6 +157,25 @@ def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))
     program = [sys.executable, "-m"]
     try:
+        if FLAGS.write_programs:
+            from experiments.programs import write
+
+            write.write_study(
+                settings_from_flags(),
+                FLAGS.write_programs,
+                report=lambda line: print(line, flush=True),
+            )
+            return
+        if FLAGS.read_programs:
+            from experiments.programs import read
+
+            read.read_study(
+                settings_from_flags(),
+                FLAGS.read_programs,
+                FLAGS.workdir,
+                report=lambda line: print(line, flush=True),
+            )
+            return
         result = study.run_study(
             settings_from_flags(),
             FLAGS.workdir,

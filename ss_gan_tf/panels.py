@@ -1,7 +1,9 @@
 """Fig. 6: images, their truth, and what several runs make of them."""
 
+import os
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 
 from ss_gan_tf import checkpoints
@@ -11,6 +13,9 @@ from ss_gan_tf.input_pipeline import eval_examples, open_dataset
 from ss_gan_tf.visualize import colorize, error_map
 
 Tile = tuple[str, np.ndarray]  # caption, [H, W, 3] uint8 RGB
+
+# In RUN/eval/SPLIT of a run without weights: name of an image -> its class ids as PNG.
+CLASS_IDS = "class_ids.npz"
 
 
 def draw_panels(
@@ -22,7 +27,8 @@ def draw_panels(
     """Image, truth, and for each run its prediction and where that is wrong.
 
     Args:
-        runs: caption -> a run; all of one data set. Its last checkpoint is shown.
+        runs: caption -> a run; all of one data set. Its last checkpoint is shown, or
+            what it predicted where `CLASS_IDS` has that.
         split: of the data set.
         names: of images in the split.
         data_dir: prepared data; None for the first run's own.
@@ -45,9 +51,8 @@ def draw_panels(
         for name, example in examples.items()
     }
     for caption, run in runs.items():
-        predict = _predictor(run).predict
-        for name, example in examples.items():
-            pred = predict(example["image"][np.newaxis], False).class_ids[0]
+        for name, pred in _predict(run, split, examples).items():
+            example = examples[name]
             label = example["label"]
             wrong = np.mean((label != pred)[label != run.ignore_label])
             panels[name] += [
@@ -73,6 +78,22 @@ def _find(examples, names) -> dict[str, dict]:
     if missing:
         raise ValueError(f"the split holds no image {missing[0]!r}")
     return {name: found[name] for name in names}
+
+
+def _predict(run, split, examples) -> dict[str, np.ndarray]:
+    """Class ids [H, W] of each example."""
+    path = os.path.join(run.workdir, "eval", split, CLASS_IDS)
+    if os.path.exists(path):
+        with np.load(path, allow_pickle=False) as stored:
+            return {
+                name: cv2.imdecode(stored[name], cv2.IMREAD_UNCHANGED)
+                for name in examples
+            }
+    predict = _predictor(run).predict
+    return {
+        name: predict(example["image"][np.newaxis], False).class_ids[0]
+        for name, example in examples.items()
+    }
 
 
 def _predictor(run):

@@ -209,7 +209,7 @@ def run_study(
     """
     runs = plan(settings, workdir)
     report = report or (lambda line: None)
-    study = _open(settings, workdir)
+    study = open_study(settings, workdir)
     for run in runs:
         variant = {"variant": run.variant.name} if run.variant else {}
         waiting = {"role": run.role, **variant, "status": "waiting"}
@@ -227,9 +227,9 @@ def run_study(
         else:
             report(f"{position}: starts")
             _make(run, entry, settings, workdir, train, evaluate, study)
-        _write(study, workdir)
+        write_study(study, workdir)
         report(f"{position}: {entry['status']}")
-    _write(study, workdir)
+    write_study(study, workdir)
     return study
 
 
@@ -238,7 +238,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
     folder = os.path.join(workdir, run.name)
     log = os.path.join("logs", run.name.replace("/", "-") + ".txt")
     entry |= {"log": log, "status": "running"}
-    _write(study, workdir)
+    write_study(study, workdir)
 
     def call(program, *flags):
         code, seconds = _call([*program, *flags], os.path.join(workdir, log))
@@ -259,7 +259,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
         entry["validations"] = results.last_validations(
             folder, run.config, settings.last_validations
         )
-        _write(study, workdir)
+        write_study(study, workdir)
     for split in settings.splits:
         for checkpoint in CHECKPOINTS:
             key = split if checkpoint == "last" else f"{split}-best"
@@ -273,7 +273,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
                 if not evaluated:
                     return
             entry["metrics"][key] = results.read_metrics(folder, key)
-            _write(study, workdir)
+            write_study(study, workdir)
     entry["status"] = "done"
     _prune(run, entry, settings, workdir, study)
 
@@ -305,7 +305,9 @@ def _prune(run, entry, settings, workdir, study):
         if not (settings.prune and (run.variant or run.role in PLACEBOS)):
             return
         entry["pruned"] = True
-        _write(study, workdir)  # first: a run without weights must be known as such
+        write_study(
+            study, workdir
+        )  # first: a run without weights must be known as such
     for name in WEIGHTS:
         path = os.path.join(workdir, run.name, name)
         shutil.rmtree(path, ignore_errors=True)
@@ -392,7 +394,7 @@ def read_study(workdir: str) -> dict[str, Any]:
     return study
 
 
-def _open(settings, workdir) -> dict[str, Any]:
+def open_study(settings, workdir) -> dict[str, Any]:
     """The study so far, if it is the same one."""
     told = {
         "config": json.loads(settings.config.to_json()),
@@ -442,7 +444,7 @@ def _open(settings, workdir) -> dict[str, Any]:
     return study | {"runs": old["runs"]}
 
 
-def _write(study, workdir):
+def write_study(study, workdir):
     """Writes STUDY/study.json, whole or not at all."""
     os.makedirs(workdir, exist_ok=True)
     path = os.path.join(workdir, "study.json")

@@ -156,7 +156,9 @@ def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert "a lead, not a result" in text
-    assert "--adversarial_weighting=fixed --lambda_adv=0.1" in text
+    cell = re.search(r"<td class=\"flags\">(--adversarial_.+?)</td>", text, re.DOTALL)
+    flags_shown = re.sub(r"<[^>]*>", " ", cell[1]).split()
+    assert flags_shown == ["--adversarial_weighting=fixed", "--lambda_adv=0.1"]
     assert "Chosen on val: " in text
     pictures = re.findall(r"<img src=\"data:image/(\w+)", text)
     # Gains and four curves; at most three images of image, truth, three predictions

@@ -1,0 +1,187 @@
+"""Makes of what `run` left the folder that `experiments.study` would have."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ss_gan_tf import (
+    __version__,
+    checkpoints,
+    measures,
+    panels,
+    per_image,
+    results,
+    strict_json,
+    study,
+    summaries,
+)
+from ss_gan_tf.config import BOOKKEEPING
+from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.input_pipeline import open_dataset
+
+
+def read_study(
+    settings: study.Settings,
+    output: str,
+    workdir: str,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Writes STUDY of the runs that were finished.
+
+    Args:
+        settings: those that the study was written with.
+        output: OUT.
+        workdir: STUDY; runs that it holds already stay as they are.
+        report: called with a line for each run.
+
+    Returns:
+        What STUDY/study.json holds.
+
+    Raises:
+        FileNotFoundError: nothing was finished, or a file is missing.
+        ValueError: a run was written with other settings, or STUDY holds another study.
+    """
+    machine = results.read_json(os.path.join(output, "machine.json"), ("device",))
+    data = open_dataset(settings.config.dataset, settings.data_dir)
+    made = study.open_study(settings, workdir)
+    written = machine["written"]
+    made["machine"] = {
+        "processor": f"steps on {machine['device']}, JAX {machine['jax']}",
+        "cores": machine["cores"],
+        "gpus": [machine["device"]],
+        "commit": written["commit"],
+    }
+    found = 0
+    for run in study.plan(settings, workdir):
+        place = os.path.join(output, run.name.replace("/", "--"))
+        if made["runs"].get(run.name, {}).get("status") == "done":
+            found += 1
+            continue
+        if not os.path.exists(f"{place}.json"):
+            continue
+        found += 1
+        record = _read_record(f"{place}.json", run)
+        folder = os.path.join(workdir, run.name)
+        # A run is listed last, so one of which a part was written is written again.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        _write_run(run, record, data, settings, machine, folder)
+        _write_curves(run, record, folder)
+        entry = {"role": run.role}
+        entry |= {"variant": run.variant.name} if run.variant else {}
+        entry |= {
+            "status": "done",
+            "trained": True,
+            "train_seconds": round(record["seconds"], 3),
+            "metrics": _write_figures(run, record, data, settings, place, folder),
+            "validations": results.last_validations(
+                folder, run.config, settings.last_validations
+            ),
+        }
+        made["runs"][run.name] = entry
+        study.write_study(made, workdir)
+        report(f"{run.name}: read")
+    if not found:
+        raise FileNotFoundError(f"{output}: holds no finished run of this study")
+    return made
+
+
+def _read_record(path, run) -> dict[str, Any]:
+    """What a run left, once it is known to be this one.
+
+    Raises:
+        ValueError: it is damaged, or its settings are others.
+    """
+    record = results.read_json(path, ("config", "scalars", "validations", "best"))
+    ours, theirs = strict_json.loads(run.config.to_json()), record["config"]
+    differences = [
+        f"{name}={theirs.get(name)!r} there, {ours[name]!r} here"
+        for name in ours
+        if name not in (*BOOKKEEPING, "init_generator")
+        and theirs.get(name) != ours[name]
+    ]
+    if differences:
+        raise ValueError(f"{path}: other settings ({'; '.join(differences)})")
+    return record
+
+
+def _write_run(run, record, data, settings, machine, folder):
+    programs = {
+        key: machine[key] for key in ("jax", "numpy", "opencv") if key in machine
+    }
+    checkpoints.write_run(
+        checkpoints.Run(
+            workdir=folder,
+            config=run.config,
+            data_dir=os.path.abspath(settings.data_dir),
+            class_names=tuple(data.class_names),
+            class_colors=tuple(data.class_colors),
+            ignore_label=data.ignore_label,
+            provenance={
+                "execution": {"xla": True, "devices": [machine["device"]]},
+                "versions": {"ss_gan_tf": __version__}
+                | machine["written"]["versions"]
+                | programs,
+            },
+        )
+    )
+
+
+def _write_curves(run, record, folder):
+    config = run.config
+    offset = 0 if config.init_generator else config.phase1_steps
+
+    def at(stage, step):
+        """Step of the curves, prefix of the tags."""
+        if stage == "warmup":
+            return step, "warmup/"
+        return step + (offset if stage == "phase2" else 0), ""
+
+    writer = summaries.Summaries(folder)
+    writer.text("config", config.to_json())
+    given = dataclasses.asdict(config)
+    writer.hparams({k: v for k, v in given.items() if k not in BOOKKEEPING})
+    for stage, step, values in record["scalars"]:
+        place, prefix = at(stage, step)
+        writer.scalars(place, values, prefix)
+    for stage, step, figures in record["validations"]:
+        writer.validation(at(stage, step)[0], figures)
+    for stage, step, alarm, factors in record["alarms"]:
+        place, prefix = at(stage, step)
+        writer.alarm(place, alarm, factors, prefix)
+    writer.close()
+
+
+def _write_figures(run, record, data, settings, place, folder) -> dict[str, Any]:
+    """RUN/eval of the last weights and the best."""
+    config, best, metrics = run.config, record["best"], {}
+    last = config.phase2_steps if config.uses_phase2 else config.phase1_steps
+    phase = "phase2" if config.uses_phase2 else "phase1"
+    for split in settings.splits:
+        for key, step in ((split, last), (f"{split}-best", best["step"])):
+            source = split if best["is_last"] else key
+            images = per_image.read_per_image(f"{place}--{source}.npz")
+            figures: Mapping[str, Any] = {
+                **measures.summarize(images.total(), data.class_names),
+                "num_images": len(images.names),
+                "mode": config.eval_mode,
+                "scales": list(config.eval_scales),
+                "flip": config.eval_flip,
+                "dataset": config.dataset,
+                "split": split,
+                "partial": data.partial,
+                "limit": 0,
+                "phase": phase,
+                "step": step,
+            }
+            target = os.path.join(folder, "eval", key)
+            per_image.write_per_image(images, os.path.join(target, "per_image.npz"))
+            if os.path.exists(f"{place}--{key}.ids.npz"):
+                shutil.copyfile(
+                    f"{place}--{key}.ids.npz", os.path.join(target, panels.CLASS_IDS)
+                )
+            write_metrics(figures, os.path.join(target, "metrics.json"))
+            metrics[key] = results.read_metrics(folder, key)
+    return metrics

@@ -1,0 +1,628 @@
+"""The runs of a written study, with JAX; TensorFlow is not needed.
+
+What a run does is what `ss_gan_tf.train` does: the same examples in the same order with
+the same augmentation, the same rates, the same guard, validations at the same steps.
+What differs: large random weights and dropout are drawn from other generators, a JPEG
+may be decoded with other rounding, and no weights are kept.
+
+OUT gets, for each run that was finished, NAME.json (curves, validations, alarms,
+times), NAME--KEY.npz (the counts of each image, KEY as in RUN/eval) and, of the images
+of the first split, NAME--KEY.ids.npz (class ids as PNG).
+"""
+
+import concurrent.futures
+import dataclasses
+import gzip
+import json
+import math
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+
+from experiments.benchmarks.jax_programs import compile_program, find_updates
+from ss_gan_tf import augmentation, guard, measures, per_image
+from ss_gan_tf.config import Config
+
+CHUNKS_AHEAD = 3  # calls whose batches are made while the device is busy
+STACK_BYTES = 2**29  # of a thread that compiles
+ROLES = ("phase1", "control", "adversarial")  # these first, of all backbones and seeds
+
+
+def run_study(
+    folders: list[str],
+    output: str,
+    seconds: float = math.inf,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Goes through the runs of written studies of one data set.
+
+    Args:
+        folders: of `write.write_study`; data are read from the first.
+        output: OUT.
+        seconds: after which no step is done any more; what is not finished is lost.
+        report: called with a line.
+
+    Returns:
+        Names of the runs that were finished.
+    """
+    deadline = time.monotonic() + seconds
+    os.makedirs(output, exist_ok=True)
+    plans = [read_plan(folder) for folder in folders]
+    threads = max(2, (os.cpu_count() or 2) - 4)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        threads, context, _load_labels, (folders[0], plans[0])
+    ) as counters:
+        counters.submit(int).result()  # starts them before there is a GPU to share
+        study = _Study(folders, plans, output, deadline, counters, report)
+        return study.run()
+
+
+def read_plan(folder: str) -> dict[str, Any]:
+    """FOLDER/plan.json."""
+    with open(os.path.join(folder, "plan.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def in_order(plans: list[dict]) -> list[tuple[int, dict]]:
+    """(number of the plan, run): first what every comparison needs.
+
+    The ways from phase 1 to the adversarial arm of every backbone and seed, then the
+    placebos, then the variants: a study that runs out of time is whole as far as it
+    got.
+    """
+    found = [(number, run) for number, plan in enumerate(plans) for run in plan["runs"]]
+
+    def rank(item):
+        number, run = item
+        if run["variant"]:
+            return 2, number, run["config"]["seed"]
+        return (0 if run["role"] in ROLES else 1), number, run["config"]["seed"]
+
+    return sorted(found, key=rank)
+
+
+# --- Programs and variables --------------------------------------------------
+
+
+class Programs:
+    """The programs of one backbone on JAX's first device, compiled at their first call.
+
+    Args:
+        folder: of the backbone.
+        report: called with a line.
+    """
+
+    def __init__(self, folder: str, report: Callable[[str], None] = lambda line: None):
+        import jax
+
+        jax.config.update("jax_enable_x64", True)  # the clocks of optimizers are int64
+        self._jax, self._folder, self._report = jax, folder, report
+        self._device = jax.devices()[0]
+        with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
+            self.manifest = json.load(file)
+        self._compiled: dict[str, tuple] = {}
+        self._first_values: dict[int, dict] = {}
+
+    def _compile(self, name):
+        path = os.path.join(self._folder, f"{name}.mlir.gz")
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+        begin = time.monotonic()
+        compiled = compile_program(text, self._device), find_updates(text)
+        self._report(f"{name}: compiled in {time.monotonic() - begin:.1f} s")
+        return compiled
+
+    def put(self, value):
+        """An array on the device."""
+        return self._jax.device_put(value, self._device)
+
+    def copy(self, variables: dict) -> dict:
+        """The same values in arrays that no program can take over."""
+        return {name: self._jax.numpy.array(v) for name, v in variables.items()}
+
+    def first_values(self, seed: int) -> dict[str, Any]:
+        """Every variable as a run of the seed begins with it."""
+        if seed not in self._first_values:
+            self._first_values[seed] = self._make_first_values(seed)
+        return {name: self.put(v) for name, v in self._first_values[seed].items()}
+
+    def _make_first_values(self, seed):
+        random = np.random.default_rng(seed)
+        values = {}
+        with (
+            np.load(os.path.join(self._folder, "shared.npz")) as shared,
+            np.load(os.path.join(self._folder, f"seed{seed}.npz")) as own,
+        ):
+            for name, described in self.manifest["variables"].items():
+                shape, dtype = described["shape"], described["dtype"]
+                if "constant" in described:
+                    value = np.full(shape, described["constant"], dtype)
+                elif "drawn" in described:
+                    value = draw_weights(random, shape, *described["drawn"])
+                else:
+                    value = (own if name in own else shared)[name]
+                values[name] = np.asarray(value, dtype)
+        return values
+
+    def call(self, name: str, variables: dict, *arguments) -> list:
+        """Runs a program; `variables` gets the new values."""
+        # Here and not in a thread: two of them end the process on a GPU (JAX 0.11).
+        if name not in self._compiled:
+            self._compiled[name] = self._compile(name)
+        compiled, updates = self._compiled[name]
+        described = self.manifest["programs"][name]
+        taken = described["takes"]
+        given = [self.put(argument) for argument in arguments]
+        given += [variables[name] for name in taken]
+        results = compiled.execute_sharded(given)
+        results = [
+            shards[0] for shards in results.disassemble_into_single_device_arrays()
+        ]
+        for argument, result in updates:
+            variables[taken[argument - len(arguments)]] = results[result]
+        return results
+
+
+def draw_weights(random, shape, kind, mean, deviation) -> np.ndarray:
+    """A random weight of `write.distribution`'s kind."""
+    if kind == "uniform":
+        reach = math.sqrt(3) * deviation
+        drawn = random.random(shape, np.float32)
+        return (mean - reach + 2 * reach * drawn).astype(np.float32)
+    drawn = random.standard_normal(shape, np.float32)
+    if kind == "truncated":
+        while (far := np.abs(drawn) > 2).any():
+            drawn[far] = random.standard_normal(int(far.sum()), np.float32)
+        deviation /= 0.87962566  # of a normal distribution that ends at 2
+    return mean + np.float32(deviation) * drawn
+
+
+# --- Data --------------------------------------------------------------------
+
+
+def read_split(folder: str, split: str) -> tuple[list[str], list, list]:
+    """Names, images [H, W, 3] uint8 RGB, labels [H, W] uint8 of a written split."""
+    path = os.path.join(folder, "data", f"{split}.npz")
+    while not os.path.exists(path):  # it may still be on its way
+        time.sleep(0.2)
+    with np.load(path) as stored:
+        names = stored["names"].tolist()
+        images = [
+            cv2.imdecode(x, cv2.IMREAD_COLOR_RGB) for x in _files(stored, "image")
+        ]
+        labels = [
+            cv2.imdecode(x, cv2.IMREAD_GRAYSCALE) for x in _files(stored, "label")
+        ]
+    return names, images, labels
+
+
+def _files(stored, kind) -> list[np.ndarray]:
+    ends = stored[f"{kind}_ends"]
+    return np.split(stored[kind], ends[:-1])
+
+
+def batches(
+    images: list,
+    labels: list,
+    config: Config,
+    stage: dict,
+    numbers: np.ndarray,
+    plan: dict,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image [K, B, S, S, 3] and label [K, B, S, S], uint8, for each call of a stage."""
+    side, batch, count = config.crop_size, config.batch_size, stage["steps_a_call"]
+    colors = augmentation.padding_row(plan["pad_color"], side)
+    ready: queue.Queue = queue.Queue(CHUNKS_AHEAD)
+    over = threading.Event()
+
+    def make():
+        for first in range(0, stage["steps"], count):
+            shape = (count * batch, side, side)
+            image, label = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
+            for k in range(count * batch):
+                n = first * batch + k
+                augmentation.augment(
+                    stage["seed"],
+                    n,
+                    images[numbers[n]],
+                    labels[numbers[n]],
+                    image[k],
+                    label[k],
+                    scale_range=(config.scale_min, config.scale_max),
+                    flip=config.flip,
+                    colors=colors,
+                    ignore_label=plan["ignore_label"],
+                )
+            parts = (
+                image.reshape(count, batch, side, side, 3),
+                label.reshape(count, batch, side, side),
+            )
+            while not over.is_set():
+                try:
+                    ready.put(parts, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if over.is_set():
+                return
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        for _ in range(0, stage["steps"], count):
+            yield ready.get()
+    finally:
+        over.set()
+
+
+# --- Counting, in processes of their own -------------------------------------
+
+_LABELS: dict[str, list] = {}
+
+
+def _load_labels(folder, plan):
+    cv2.setNumThreads(1)
+    _LABELS.update(folder=folder, plan=plan)
+
+
+def _count(split, first, ids, confidence, full):
+    """[(name, counts)] of some images of a split that lie behind each other."""
+    if split not in _LABELS:
+        names, _, labels = read_split(_LABELS["folder"], split)
+        labels = [np.int32(label) for label in labels]
+        _LABELS[split] = list(zip(names, labels, strict=True))
+    plan = _LABELS["plan"]
+    counted = []
+    for number, pred in enumerate(ids):
+        name, label = _LABELS[split][first + number]
+        sure = confidence[number] if full else None
+        counts = measures.count(
+            label, pred, sure, len(plan["class_names"]), plan["ignore_label"], full=full
+        )
+        counted.append((name, counts))
+    return counted
+
+
+# --- A run -------------------------------------------------------------------
+
+
+class OutOfTime(Exception):
+    """The time for the study is over."""
+
+
+class _Study:
+    def __init__(self, folders, plans, output, deadline, counters, report):
+        self.plans, self.output, self.deadline = plans, output, deadline
+        self.counters, self.report = counters, report
+        self.folders = folders
+        self._splits: dict[str, tuple] = {}
+        self._programs: dict[tuple, Programs] = {}
+        self._orders = [self._order(folder) for folder in folders]
+        self.after_phase1: dict[tuple, dict] = {}
+        self._writing: list = []
+
+    def _order(self, folder):
+        with np.load(os.path.join(folder, "order.npz")) as stored:
+            return dict(stored)
+
+    def split(self, name):
+        if name not in self._splits:
+            self._splits[name] = read_split(self.folders[0], name)
+        return self._splits[name]
+
+    def run(self) -> list[str]:
+        self._describe_machine()
+        finished = []
+        for number, run in in_order(self.plans):
+            key = number, run["backbone"]
+            if key not in self._programs:
+                self._programs[key] = self._load(number, run["backbone"])
+            if run["needs"] and (number, run["needs"]) not in self.after_phase1:
+                self.report(f"{run['name']}: left out, its phase 1 is missing")
+                continue
+            begin = time.monotonic()
+            try:
+                _Run(self, number, run).go()
+            except OutOfTime:
+                self.report(f"{run['name']}: out of time")
+                break
+            except FloatingPointError as error:
+                self.report(f"{run['name']}: {error}")
+                continue
+            finished.append(run["name"])
+            self.report(f"{run['name']}: {time.monotonic() - begin:.1f} s")
+        for writing in self._writing:
+            writing.result()
+        return finished
+
+    def _describe_machine(self):
+        import jax
+
+        device = jax.devices()[0]
+        facts = {
+            "device": device.device_kind,
+            "platform": device.platform,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "cores": os.cpu_count(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "written": self.plans[0]["machine"]
+            | {"versions": self.plans[0]["versions"]},
+        }
+        path = os.path.join(self.output, "machine.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=1)
+
+    def _load(self, number, backbone):
+        folder = os.path.join(self.folders[number], backbone)
+        while not os.path.exists(os.path.join(folder, "complete")):
+            time.sleep(0.2)  # it may still be on its way
+        return Programs(folder, self.report)
+
+    def order(self, number, key):
+        return self._orders[number][key]
+
+    def programs(self, number, backbone) -> Programs:
+        return self._programs[number, backbone]
+
+    def later(self, function, *arguments):
+        """Does it in a thread."""
+        if not self._writing:
+            self._thread = concurrent.futures.ThreadPoolExecutor(4)
+        self._writing.append(self._thread.submit(function, *arguments))
+
+
+class _Run:
+    def __init__(self, study: _Study, number: int, run: dict):
+        self.study, self.number, self.run = study, number, run
+        self.plan = study.plans[number]
+        self.config = Config.from_json(json.dumps(run["config"]))
+        self.programs = study.programs(number, run["backbone"])
+        self.variables = self.programs.first_values(self.config.seed)
+        if run["needs"]:
+            start = study.after_phase1[number, run["needs"]]
+            self.variables |= self.programs.copy(start)
+        config = self.config
+        self.guarded = config.guard and config.uses_adversary
+        self.guarded = self.guarded and config.placebo == "none"
+        self.guard = guard.Guard(
+            config.guard_retries,
+            config.guard_miou_drop,
+            ratio_limit=max(1.0, 2 * config.gradient_ratio),
+        )
+        self.best = {"miou": -1.0, "step": None}
+        self.best_values: dict | None = None
+        self.before_phase2: dict | None = None
+        self.record: dict[str, Any] = {"config": run["config"]}
+        self.record |= {"scalars": [], "validations": [], "alarms": []}
+        self.begin = time.monotonic()
+
+    def go(self):
+        for stage in self.run["stages"]:
+            self._stage(stage)
+        self.record["seconds"] = time.monotonic() - self.begin
+        if not self.run["needs"]:
+            self.study.after_phase1[self.number, self.run["name"]] = self.programs.copy(
+                self._of("generator/", self.variables)
+            )
+        self._conclude()
+
+    def _of(self, part, variables):
+        return {n: v for n, v in variables.items() if n.startswith(part)}
+
+    # --- Steps ---
+
+    def _stage(self, stage):
+        config, name = self.config, stage["stage"]
+        _, images, labels = self.study.split(config.train_split)
+        numbers = self.study.order(self.number, stage["order"])
+        if name == "phase2":
+            self._enter_phase2(stage)
+        gives = self.programs.manifest["programs"][stage["program"]]["gives"]
+        count, begin = stage["steps_a_call"], time.monotonic()
+        made = batches(images, labels, config, stage, numbers, self.plan)
+        waiting = []
+        evaluating = 0.0
+        for step, parts in zip(
+            range(count, stage["steps"] + 1, count), made, strict=True
+        ):
+            if time.monotonic() > self.study.deadline:
+                raise OutOfTime
+            self._seed_dropout(stage, step - count + 1)
+            rows = self.programs.call(stage["program"], self.variables, *parts)[0]
+            waiting.append((step, rows))
+            evaluates = name != "warmup" and (
+                step % config.eval_every == 0 or step == stage["steps"]
+            )
+            # Reading waits for the device, so it is done as seldom as can be.
+            if self.guarded or evaluates or len(waiting) > 4:
+                self._read(stage, waiting, gives)
+                waiting = []
+            at = time.monotonic()
+            over = self._end_step(stage, step, evaluates)
+            evaluating += time.monotonic() - at
+            if over:
+                break
+        self._read(stage, waiting, gives)
+        made.close()
+        spent = time.monotonic() - begin - evaluating
+        self.record.setdefault("stage_seconds", {})[name] = spent
+        self.study.report(
+            f"{self.run['name']}, {name}: {1000 * spent / step:.2f} ms a step, "
+            f"{evaluating:.1f} s of validation"
+        )
+
+    def _seed_dropout(self, stage, step):
+        for number, name in enumerate(self.programs.manifest["dropout_states"]):
+            value = [(stage["seed"] + number) % 2**32, step]
+            value = np.array(value, self.variables[name].dtype)
+            self.variables[name] = self.programs.put(value)
+
+    def _read(self, stage, waiting, gives):
+        """Scalars of the steps behind which nothing was read yet."""
+        for last, rows in waiting:
+            rows = np.asarray(rows)
+            for number, row in enumerate(rows, start=last - len(rows) + 1):
+                values = dict(zip(gives, row.tolist(), strict=True))
+                self.guard.see(values)
+                if number % self.config.log_every and number != stage["steps"]:
+                    continue
+                broken = [k for k, v in values.items() if not math.isfinite(v)]
+                if broken and not self.config.guard:
+                    at = f"{stage['stage']} step {number}"
+                    raise FloatingPointError(f"{at}: {', '.join(broken)} not finite")
+                kept = {k: v for k, v in values.items() if k not in broken}
+                self.record["scalars"].append([stage["stage"], number, kept])
+
+    def _enter_phase2(self, stage):
+        miou = self._validate(stage, 0)
+        self.best = {"miou": miou, "step": 0}
+        self.guard.enter_phase2(miou)
+        if self.guarded:
+            self.before_phase2 = self.programs.copy(
+                self._of("generator/", self.variables)
+            )
+        self._keep_best()
+
+    def _keep_best(self):
+        kept = (
+            self.variables if self.guarded else self._of("generator/", self.variables)
+        )
+        self.best_values = self.programs.copy(kept)
+
+    def _end_step(self, stage, step, evaluates) -> bool:
+        """Validates and heeds the guard, as `train` does; whether the stage is over."""
+        miou = self._validate(stage, step) if evaluates else None
+        if evaluates and miou > self.best["miou"]:
+            self.best = {"miou": miou, "step": step}
+            self._keep_best()
+            return False
+        # The guard sees every step, but waits with its judgement until it may act.
+        due = self.guarded and step % guard.CHECK_EVERY == 0
+        return (evaluates or due) and self._heed_guard(stage, step, miou)
+
+    def _heed_guard(self, stage, step, miou) -> bool:
+        adversarial = stage["stage"] == "phase2" and self.guarded
+        decision = self.guard.decide(adversarial, miou if adversarial else None)
+        if decision is None:
+            return False
+        if decision.action == "end" and not adversarial:
+            raise FloatingPointError(f"{decision.alarm}: {decision.why}")
+        if decision.action == "back":
+            self.guard.go_back(decision)
+            self._load(self.best_values, step)
+        elif decision.action == "end":
+            self.guard.state["ended"] = True
+            self._load(self.before_phase2, stage["steps"])
+        alarm = {"phase": stage["stage"], "step": step}
+        alarm |= dataclasses.asdict(decision) | {"remedy": decision.remedy}
+        factors = {k: self.guard.state[k] for k in ("strength", "adversary_rate")}
+        self.record["alarms"].append([stage["stage"], step, alarm, factors])
+        self.study.report(f"{self.run['name']}: {json.dumps(alarm)}")
+        return decision.action == "end"
+
+    def _load(self, values, step):
+        self.variables |= self.programs.copy(values)
+        self.variables["generator_optimizer/0"] = self.programs.put(
+            np.asarray(step, self.variables["generator_optimizer/0"].dtype)
+        )
+        for name in ("strength", "adversary_rate"):
+            factor = np.float32(self.guard.state[name])
+            self.variables[f"weakening/{name}"] = self.programs.put(factor)
+
+    # --- Figures ---
+
+    def _validate(self, stage, step) -> float:
+        """Mean IoU of the first images of the validation split."""
+        images = self._evaluate(self.variables, self.config.val_split, full=False)
+        figures = measures.summarize(images.total(), self.plan["class_names"])
+        self.record["validations"].append([stage["stage"], step, figures])
+        miou = figures["miou"] or 0.0
+        self.study.report(
+            f"{self.run['name']}, {stage['stage']} step {step}: {100 * miou:.2f} %"
+        )
+        return miou
+
+    def _predict(self, variables, split, limit):
+        """(first, class ids, confidence) of each batch of a split."""
+        _, images, _ = self.study.split(split)
+        images = images[: limit or None]
+        size = self.plan["evaluation_batch"]
+        for first in range(0, len(images), size):
+            group = images[first : first + size]
+            full = np.stack([*group, *([group[-1]] * (size - len(group)))])
+            ids, sure = self.programs.call("evaluate", variables, full)[:2]
+            yield first, len(group), ids, sure
+
+    def _evaluate(self, variables, split, full, on_ids=None) -> per_image.PerImage:
+        limit = 0 if full else self.config.eval_limit
+        waiting = []
+        for first, count, ids, sure in self._predict(variables, split, limit):
+            ids = np.asarray(ids)[:count]
+            sure = np.asarray(sure)[:count] if full else None
+            if on_ids:
+                on_ids(first, ids)
+            waiting.append(
+                self.study.counters.submit(_count, split, first, ids, sure, full)
+            )
+        return waiting if full else self._join(waiting)
+
+    def _join(self, waiting):
+        collector = per_image.Collector()
+        for future in waiting:
+            for name, counts in future.result():
+                collector.add(name, counts)
+        return collector.result(self.plan["class_names"])
+
+    def _conclude(self):
+        """Evaluates the last weights and the best; counting and writing go on alone."""
+        last = self.run["stages"][-1]["steps"]
+        untouched = not [a for a in self.record["alarms"] if a[2]["action"] != "note"]
+        same = self.best["step"] == last and untouched
+        self.record["best"] = self.best | {"is_last": same}
+        place = os.path.join(self.study.output, self.run["name"].replace("/", "--"))
+        jobs = []
+        for split in self.plan["splits"]:
+            for key, values in ((split, self.variables), (f"{split}-best", None)):
+                if values is None:
+                    if same:
+                        continue
+                    values = self.variables | self.best_values
+                encoded = {}
+
+                def keep(first, ids, split=split, encoded=encoded):
+                    names = self.study.split(split)[0]
+                    for number, picture in enumerate(ids, start=first):
+                        encoded[names[number]] = picture
+
+                shown = key == self.plan["splits"][0] and self.run["role"] in ROLES
+                shown = shown and not self.run["variant"]
+                waiting = self._evaluate(values, split, True, keep if shown else None)
+                jobs.append((key, waiting, encoded))
+        self.study.later(self._write, place, jobs)
+
+    def _write(self, place, jobs):
+        for key, waiting, encoded in jobs:
+            images = self._join(waiting)
+            per_image.write_per_image(images, f"{place}--{key}.npz")
+            if encoded:
+                pictures = {
+                    name: cv2.imencode(".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+                    for name, ids in encoded.items()
+                }
+                np.savez(f"{place}--{key}.ids.npz", **pictures)
+            figures = measures.summarize(images.total(), self.plan["class_names"])
+            self.study.report(
+                f"{self.run['name']}, {key}: {100 * (figures['miou'] or 0):.2f} %"
+            )
+        with open(f"{place}.json.tmp", "w", encoding="utf-8") as file:
+            json.dump(self.record, file)
+        os.replace(f"{place}.json.tmp", f"{place}.json")
