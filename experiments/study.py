@@ -157,6 +157,11 @@ def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))
     program = [sys.executable, "-m"]
     try:
+        if FLAGS.write_programs and FLAGS.read_programs:
+            raise ValueError(
+                f"write_programs={FLAGS.write_programs}: not together with "
+                f"read_programs={FLAGS.read_programs}"
+            )
         if FLAGS.write_programs:
             from experiments.programs import write
 

@@ -15,6 +15,7 @@ and, with TensorFlow and the flags from before,
 leaves STUDY as it would be had the study run there, without weights.
 """
 
+import importlib.util
 import os
 import sys
 import time
@@ -41,6 +42,8 @@ def main(argv):
     """Runs the study as the flags say; exits with 1 and one line when it cannot."""
     if argv[1:]:
         sys.exit(f"error: not a flag: {' '.join(argv[1:])}")
+    if importlib.util.find_spec("jax") is None:
+        sys.exit('error: jax is not installed: pip install "jax[cuda12]"')
     begin = time.monotonic()
 
     def report(line):

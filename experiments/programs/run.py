@@ -30,6 +30,7 @@ from experiments.benchmarks.jax_programs import compile_program, find_updates
 from ss_gan_tf import augmentation, guard, measures, per_image
 from ss_gan_tf.config import Config
 
+COPYING_SECONDS = 60  # for a file of a written study that is not there yet
 CHUNKS_AHEAD = 3  # calls whose batches are made while the device is busy
 STACK_BYTES = 2**29  # of a thread that compiles
 ROLES = ("phase1", "control", "adversarial")  # these first, of all backbones and seeds
@@ -188,11 +189,23 @@ def draw_weights(random, shape, kind, mean, deviation) -> np.ndarray:
 # --- Data --------------------------------------------------------------------
 
 
+def wait_for(path: str, seconds: float = COPYING_SECONDS):
+    """Returns once there is a file, which may still be on its way to the machine.
+
+    Raises:
+        FileNotFoundError: it did not come.
+    """
+    deadline = time.monotonic() + seconds
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(f"{path}: is missing; was the whole folder copied?")
+        time.sleep(0.2)
+
+
 def read_split(folder: str, split: str) -> tuple[list[str], list, list]:
     """Names, images [H, W, 3] uint8 RGB, labels [H, W] uint8 of a written split."""
     path = os.path.join(folder, "data", f"{split}.npz")
-    while not os.path.exists(path):  # it may still be on its way
-        time.sleep(0.2)
+    wait_for(path)
     with np.load(path) as stored:
         names = stored["names"].tolist()
         images = [
@@ -223,7 +236,20 @@ def batches(
     ready: queue.Queue = queue.Queue(CHUNKS_AHEAD)
     over = threading.Event()
 
+    def put(item):
+        while not over.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
     def make():
+        try:
+            make_all()
+        except Exception as error:  # raised where it is waited for
+            put(error)
+
+    def make_all():
         for first in range(0, stage["steps"], count):
             shape = (count * batch, side, side)
             image, label = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
@@ -241,23 +267,22 @@ def batches(
                     colors=colors,
                     ignore_label=plan["ignore_label"],
                 )
-            parts = (
-                image.reshape(count, batch, side, side, 3),
-                label.reshape(count, batch, side, side),
+            put(
+                (
+                    image.reshape(count, batch, side, side, 3),
+                    label.reshape(count, batch, side, side),
+                )
             )
-            while not over.is_set():
-                try:
-                    ready.put(parts, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
             if over.is_set():
                 return
 
     threading.Thread(target=make, daemon=True).start()
     try:
         for _ in range(0, stage["steps"], count):
-            yield ready.get()
+            parts = ready.get()
+            if isinstance(parts, Exception):
+                raise parts
+            yield parts
     finally:
         over.set()
 
@@ -363,8 +388,7 @@ class _Study:
 
     def _load(self, number, backbone):
         folder = os.path.join(self.folders[number], backbone)
-        while not os.path.exists(os.path.join(folder, "complete")):
-            time.sleep(0.2)  # it may still be on its way
+        wait_for(os.path.join(folder, "complete"))
         return Programs(folder, self.report)
 
     def order(self, number, key):

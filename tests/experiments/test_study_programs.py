@@ -241,6 +241,28 @@ def test_another_studys_output_is_refused(settings, output, tmp_path):
         read.read_study(settings, str(tmp_path), str(tmp_path / "study"))
 
 
+def test_a_file_that_does_not_come_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="val.npz: is missing"):
+        run.wait_for(str(tmp_path / "val.npz"), seconds=0.0)
+    (tmp_path / "val.npz").touch()
+    run.wait_for(str(tmp_path / "val.npz"), seconds=0.0)
+
+
+def test_an_error_among_the_batches_is_met_where_they_are_waited_for(programs):
+    plan = run.read_plan(programs)
+    config = Config.from_json(json.dumps(plan["runs"][0]["config"]))
+    (stage,) = plan["runs"][0]["stages"]
+    label = np.zeros((80, 80), np.uint8)
+    image = np.zeros((80, 80, 3), np.uint8)
+    made = run.batches([image], [label], config, stage, np.zeros(99, int), plan)
+    shown = [parts[0].shape for parts in made]
+    count = stage["steps_a_call"]
+    assert count > 1 and shown == 8 // count * [(count, 2, 64, 64, 3)]
+    made = run.batches([image], [label], config, stage, np.arange(99), plan)
+    with pytest.raises(IndexError):
+        next(made)
+
+
 def test_what_is_not_finished_in_time_is_left_out(programs, tmp_path):
     done = go(programs, tmp_path, "--minutes=1e-9")
     assert done.stdout.splitlines()[-1].endswith("seed0/vgg16/phase1: out of time")
