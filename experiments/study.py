@@ -157,6 +157,8 @@ def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))
     program = [sys.executable, "-m"]
     try:
+        if "" in (FLAGS.write_programs, FLAGS.read_programs):
+            raise ValueError("write_programs, read_programs: need a folder")
         if FLAGS.write_programs and FLAGS.read_programs:
             raise ValueError(
                 f"write_programs={FLAGS.write_programs}: not together with "
@@ -174,20 +176,20 @@ def main(argv):
         if FLAGS.read_programs:
             from experiments.programs import read
 
-            read.read_study(
+            result = read.read_study(
                 settings_from_flags(),
                 FLAGS.read_programs,
                 FLAGS.workdir,
                 report=lambda line: print(line, flush=True),
             )
-            return
-        result = study.run_study(
-            settings_from_flags(),
-            FLAGS.workdir,
-            [*program, "experiments.train"],
-            [*program, "experiments.evaluate"],
-            report=lambda line: print(line, flush=True),
-        )
+        else:
+            result = study.run_study(
+                settings_from_flags(),
+                FLAGS.workdir,
+                [*program, "experiments.train"],
+                [*program, "experiments.evaluate"],
+                report=lambda line: print(line, flush=True),
+            )
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command continues")
     except (OSError, ValueError) as error:

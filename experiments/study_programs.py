@@ -12,13 +12,15 @@ and, with TensorFlow and the flags from before,
 
     python -m experiments.study --read_programs=OUT --workdir=STUDY FLAGS
 
-leaves STUDY as it would be had the study run there, without weights.
+leaves STUDY as it would be had the study run there, without weights, pictures, logs.
+The exit code is 1 where a run is missing.
 """
 
 import importlib.util
 import os
 import sys
 import time
+import zipfile
 
 from absl import app, flags
 
@@ -52,11 +54,14 @@ def main(argv):
     try:
         from experiments.programs import run
 
-        run.run_study(
-            FLAGS.programs, FLAGS.output, 60 * FLAGS.minutes or float("inf"), report
-        )
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        seconds = 60 * FLAGS.minutes or float("inf")
+        missing = run.run_study(FLAGS.programs, FLAGS.output, seconds, report)
+    except zipfile.BadZipFile as error:
+        sys.exit(f"error: {', '.join(FLAGS.programs)}: a file is not whole ({error})")
+    except (OSError, EOFError, ValueError, ImportError, RuntimeError) as error:
+        sys.exit(f"error: {(str(error).splitlines() or [repr(error)])[0]}")
+    if missing:
+        sys.exit(f"error: {len(missing)} not finished: {'; '.join(missing)}")
 
 
 if __name__ == "__main__":

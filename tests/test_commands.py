@@ -290,7 +290,11 @@ def test_a_users_mistake_is_one_line(tmp_path):
         ("report", "write_report", {"runs": ["R"], "study": None, "panels": False}),
         ("collapse_study", "run_study", {"provocations": [], "seeds": []}),
         ("export", "export_run", {"format": "saved_model", "checkpoint": "last"}),
-        ("study", "settings_from_flags", {}),
+        (
+            "study",
+            "settings_from_flags",
+            {"write_programs": None, "read_programs": None},
+        ),
     ],
 )
 def test_what_tensorflow_raises_is_one_line_too(monkeypatch, module, call, values):

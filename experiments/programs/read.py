@@ -33,7 +33,7 @@ def read_study(
     Args:
         settings: those that the study was written with.
         output: OUT.
-        workdir: STUDY; runs that it holds already stay as they are.
+        workdir: STUDY; what was read before stays as it is.
         report: called with a line for each run.
 
     Returns:
@@ -41,9 +41,11 @@ def read_study(
 
     Raises:
         FileNotFoundError: nothing was finished, or a file is missing.
-        ValueError: a run was written with other settings, or STUDY holds another study.
+        ValueError: a run was written with other settings, or STUDY holds another study
+            or runs with weights.
     """
-    machine = results.read_json(os.path.join(output, "machine.json"), ("device",))
+    needed = ("device", "jax", "cores", "written")
+    machine = results.read_json(os.path.join(output, "machine.json"), needed)
     data = open_dataset(settings.config.dataset, settings.data_dir)
     made = study.open_study(settings, workdir)
     written = machine["written"]
@@ -60,11 +62,16 @@ def read_study(
             found += 1
             continue
         if not os.path.exists(f"{place}.json"):
+            waiting = {"role": run.role, "status": "waiting"}
+            waiting |= {"variant": run.variant.name} if run.variant else {}
+            made["runs"].setdefault(run.name, waiting)
             continue
         found += 1
         record = _read_record(f"{place}.json", run)
         folder = os.path.join(workdir, run.name)
-        # A run is listed last, so one of which a part was written is written again.
+        if checkpoints.has_checkpoint(folder):
+            raise ValueError(f"{folder}: holds a trained run; choose another --workdir")
+        # A run is listed last, so one of which a part was read is read again.
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         _write_run(run, record, data, settings, machine, folder)
@@ -85,6 +92,7 @@ def read_study(
         report(f"{run.name}: read")
     if not found:
         raise FileNotFoundError(f"{output}: holds no finished run of this study")
+    study.write_study(made, workdir)
     return made
 
 
@@ -94,7 +102,8 @@ def _read_record(path, run) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, or its settings are others.
     """
-    record = results.read_json(path, ("config", "scalars", "validations", "best"))
+    needed = ("config", "scalars", "validations", "best", "alarms", "seconds")
+    record = results.read_json(path, needed)
     ours, theirs = strict_json.loads(run.config.to_json()), record["config"]
     differences = [
         f"{name}={theirs.get(name)!r} there, {ours[name]!r} here"

@@ -3,7 +3,8 @@
 What a run does is what `ss_gan_tf.train` does: the same examples in the same order with
 the same augmentation, the same rates, the same guard, validations at the same steps.
 What differs: large random weights and dropout are drawn from other generators, a JPEG
-may be decoded with other rounding, and no weights are kept.
+may be decoded with other rounding, the guard is not asked where only a state would be
+saved, and no weights are kept.
 
 OUT gets, for each run that was finished, NAME.json (curves, validations, alarms,
 times), NAME--KEY.npz (the counts of each image, KEY as in RUN/eval) and, of the images
@@ -20,6 +21,7 @@ import os
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,12 +29,16 @@ import cv2
 import numpy as np
 
 from experiments.benchmarks.jax_programs import compile_program, find_updates
-from ss_gan_tf import augmentation, guard, measures, per_image
+from ss_gan_tf import augmentation, guard, measures, per_image, strict_json
 from ss_gan_tf.config import Config
 
 COPYING_SECONDS = 60  # for a file of a written study that is not there yet
 CHUNKS_AHEAD = 3  # calls whose batches are made while the device is busy
 STACK_BYTES = 2**29  # of a thread that compiles
+PLAN = (
+    *("runs", "splits", "machine", "versions", "class_names", "ignore_label"),
+    *("pad_color", "evaluation_batch"),
+)
 ROLES = ("phase1", "control", "adversarial")  # these first, of all backbones and seeds
 
 
@@ -51,25 +57,60 @@ def run_study(
         report: called with a line.
 
     Returns:
-        Names of the runs that were finished.
+        Names of the runs that were not finished.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: one is damaged, or the studies do not go together.
     """
     deadline = time.monotonic() + seconds
     os.makedirs(output, exist_ok=True)
     plans = [read_plan(folder) for folder in folders]
+    _check_plans(folders, plans)
     threads = max(2, (os.cpu_count() or 2) - 4)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         threads, context, _load_labels, (folders[0], plans[0])
     ) as counters:
-        counters.submit(int).result()  # starts them before there is a GPU to share
         study = _Study(folders, plans, output, deadline, counters, report)
         return study.run()
 
 
 def read_plan(folder: str) -> dict[str, Any]:
-    """FOLDER/plan.json."""
-    with open(os.path.join(folder, "plan.json"), encoding="utf-8") as file:
-        return json.load(file)
+    """FOLDER/plan.json.
+
+    Raises:
+        FileNotFoundError: there is none: the study was not written to its end.
+        ValueError: it is damaged.
+    """
+    path = os.path.join(folder, "plan.json")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{path}: is missing; experiments.study --write_programs={folder} writes it"
+        )
+    try:
+        plan = strict_json.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if missing := [name for name in PLAN if name not in plan]:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}")
+    return plan
+
+
+def _check_plans(folders, plans):
+    """Refuses studies that cannot share data or an output folder."""
+    seen = {}
+    for folder, plan in zip(folders, plans, strict=True):
+        for name in ("class_names", "ignore_label", "splits", "pad_color"):
+            if plan[name] != plans[0][name]:
+                raise ValueError(
+                    f"programs={folder}: {name} is {plan[name]}, in {folders[0]} it is "
+                    f"{plans[0][name]}"
+                )
+        for run in plan["runs"]:
+            other = seen.setdefault(run["name"], folder)
+            if other != folder or folders.count(folder) > 1:
+                raise ValueError(f"programs={folder}: {run['name']} is in {other} too")
 
 
 def in_order(plans: list[dict]) -> list[tuple[int, dict]]:
@@ -129,6 +170,12 @@ class Programs:
         """The same values in arrays that no program can take over."""
         return {name: self._jax.numpy.array(v) for name, v in variables.items()}
 
+    def is_finite(self, value) -> bool:
+        """Whether a variable holds numbers alone."""
+        if not self._jax.numpy.issubdtype(value.dtype, np.floating):
+            return True
+        return bool(self._jax.numpy.isfinite(value).all())
+
     def first_values(self, seed: int) -> dict[str, Any]:
         """Every variable as a run of the seed begins with it."""
         if seed not in self._first_values:
@@ -136,7 +183,6 @@ class Programs:
         return {name: self.put(v) for name, v in self._first_values[seed].items()}
 
     def _make_first_values(self, seed):
-        random = np.random.default_rng(seed)
         values = {}
         with (
             np.load(os.path.join(self._folder, "shared.npz")) as shared,
@@ -147,6 +193,8 @@ class Programs:
                 if "constant" in described:
                     value = np.full(shape, described["constant"], dtype)
                 elif "drawn" in described:
+                    # By its name, so that other weights do not change it.
+                    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
                     value = draw_weights(random, shape, *described["drawn"])
                 else:
                     value = (own if name in own else shared)[name]
@@ -365,7 +413,8 @@ class _Study:
             self.report(f"{run['name']}: {time.monotonic() - begin:.1f} s")
         for writing in self._writing:
             writing.result()
-        return finished
+        wanted = [run["name"] for plan in self.plans for run in plan["runs"]]
+        return [name for name in wanted if name not in finished]
 
     def _describe_machine(self):
         import jax
@@ -398,7 +447,10 @@ class _Study:
         return self._programs[number, backbone]
 
     def later(self, function, *arguments):
-        """Does it in a thread."""
+        """Does it in a thread; the error of an earlier one is raised."""
+        for writing in self._writing:
+            if writing.done():
+                writing.result()
         if not self._writing:
             self._thread = concurrent.futures.ThreadPoolExecutor(4)
         self._writing.append(self._thread.submit(function, *arguments))
@@ -497,6 +549,9 @@ class _Run:
             for number, row in enumerate(rows, start=last - len(rows) + 1):
                 values = dict(zip(gives, row.tolist(), strict=True))
                 self.guard.see(values)
+                # A guarded run is asked when it can act, in `_end_step`.
+                if not self.guarded and number % guard.CHECK_EVERY == 0:
+                    self._heed_guard(stage, number, None)
                 if number % self.config.log_every and number != stage["steps"]:
                     continue
                 broken = [k for k, v in values.items() if not math.isfinite(v)]
@@ -523,15 +578,27 @@ class _Run:
         self.best_values = self.programs.copy(kept)
 
     def _end_step(self, stage, step, evaluates) -> bool:
-        """Validates and heeds the guard, as `train` does; whether the stage is over."""
+        """Validates and heeds the guard, as `train` does; whether the stage is over.
+
+        Raises:
+            FloatingPointError: a variable is not finite.
+        """
+        if evaluates:
+            self._check_variables(stage, step)
         miou = self._validate(stage, step) if evaluates else None
         if evaluates and miou > self.best["miou"]:
             self.best = {"miou": miou, "step": step}
             self._keep_best()
             return False
-        # The guard sees every step, but waits with its judgement until it may act.
-        due = self.guarded and step % guard.CHECK_EVERY == 0
+        due = step % guard.CHECK_EVERY == 0 or step == stage["steps"]
+        due &= self.guarded
         return (evaluates or due) and self._heed_guard(stage, step, miou)
+
+    def _check_variables(self, stage, step):
+        for name, value in self.variables.items():
+            if not self.programs.is_finite(value):
+                at = f"{stage['stage']} step {step}"
+                raise FloatingPointError(f"{at}: {name} is not finite")
 
     def _heed_guard(self, stage, step, miou) -> bool:
         adversarial = stage["stage"] == "phase2" and self.guarded

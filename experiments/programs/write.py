@@ -36,7 +36,7 @@ LARGEST_STORED = 2**16
 # Steps of one call, at most; under the guard it decides after each call.
 STEPS_A_CALL = 50
 EVALUATION_BATCH = 8
-# Written last: a folder that is still being copied lacks it.
+# Written last: a folder that is still being written lacks it.
 COMPLETE = "complete"
 
 PARTS = (
@@ -68,7 +68,12 @@ def write_study(
     runs = study.plan(settings, "STUDY")
     for run in runs:
         _check(run.config)
+    if settings.prune:
+        raise ValueError("prune=True: a study as programs keeps no weights anyway")
     os.makedirs(folder, exist_ok=True)
+    for name in ("plan.json", *(f"{b}/{COMPLETE}" for b in settings.backbones)):
+        if os.path.exists(os.path.join(folder, name)):
+            os.remove(os.path.join(folder, name))  # until all is there again
     sizes = _write_data(settings, data, os.path.join(folder, "data"))
     order: dict[str, np.ndarray] = {}
     plan = {
@@ -101,6 +106,9 @@ def _check(config):
         "eval_flip": False,
         "eval_metrics": "basic",
         "extractor": "frozen",
+        "accumulate_steps": 1,
+        "deterministic": False,
+        "profile_steps": (),
     }
     for name, value in wanted.items():
         if getattr(config, name) != value:
@@ -121,6 +129,15 @@ def _write_data(settings, data, folder) -> set[tuple[int, int]]:
     for split in dict.fromkeys(
         (config.train_split, config.val_split, *settings.splits)
     ):
+        # Every label is checked here, and none where the programs run.
+        for example in input_pipeline.eval_examples(data, split):
+            if split in settings.splits or split == config.val_split:
+                sizes.add(tuple(example["label"].shape))
+        if len(sizes) > 1:
+            raise ValueError(
+                f"dataset={config.dataset}: its images have {len(sizes)} sizes; a "
+                "study as programs needs one"
+            )
         source = data.source(split)
         examples = [source[index] for index in range(len(source))]
         arrays = {}
@@ -131,14 +148,6 @@ def _write_data(settings, data, folder) -> set[tuple[int, int]]:
             arrays[f"{kind}_ends"] = np.cumsum([len(file) for file in files])
         names = np.array([bytes(e["name"]).decode() for e in examples], np.str_)
         np.savez(os.path.join(folder, f"{split}.npz"), names=names, **arrays)
-        if split in settings.splits or split == config.val_split:
-            for example in input_pipeline.eval_examples(data, split):
-                sizes.add(tuple(example["label"].shape))
-    if len(sizes) > 1:
-        raise ValueError(
-            f"dataset={config.dataset}: its images have {len(sizes)} sizes; a study as "
-            "programs needs one"
-        )
     return sizes
 
 
@@ -193,7 +202,7 @@ def _steps_a_call(config, stage, steps) -> int:
     guarded = config.guard and config.uses_adversary and config.placebo == "none"
     # All warm-ups are one program.
     most = guard.CHECK_EVERY if guarded or stage == "warmup" else STEPS_A_CALL
-    return math.gcd(most, steps, config.eval_every, config.log_every)
+    return math.gcd(most, steps, config.eval_every)
 
 
 def _program_name(run, stage) -> str:
@@ -375,7 +384,7 @@ class _Backbone:
         np.savez_compressed(os.path.join(self._folder, "shared.npz"), **stored)
         for seed, values in own.items():
             small = {}
-            for name in values.keys() - shared.keys():
+            for name in sorted(values.keys() - shared.keys()):
                 value = values[name]
                 described[name] = _described(value)
                 if value.size > LARGEST_STORED:
