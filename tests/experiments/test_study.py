@@ -161,9 +161,9 @@ def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
     assert flags_shown == ["--adversarial_weighting=fixed", "--lambda_adv=0.1"]
     assert "Chosen on val: " in text
     pictures = re.findall(r"<img src=\"data:image/(\w+)", text)
-    # Gains and four curves; at most three images of image, truth, three predictions
-    # and three errors each.
-    assert pictures.count("svg") == 5 and pictures.count("jpeg") in (1, 2, 3)
+    # Gains, four curves, and the same four of the variant; at most three images of
+    # image, truth, three predictions and three errors each.
+    assert pictures.count("svg") == 1 + 2 * 4 and pictures.count("jpeg") in (1, 2, 3)
     assert pictures.count("png") == 7 * pictures.count("jpeg")
 
 
