@@ -219,6 +219,11 @@ class Config:
         """True when A is trained: built, and not the placebo that stays random."""
         return self.uses_adversary and self.placebo != "frozen_adversary"
 
+    @property
+    def can_go_back(self) -> bool:
+        """True when the guard may weaken A; a weakened placebo would be none."""
+        return self.guard and self.uses_adversary and self.placebo == "none"
+
     def to_json(self) -> str:
         """The fields as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)

@@ -201,8 +201,8 @@ def make_stages(
         "accumulate_steps": config.accumulate_steps,
         "jit_compile": compiles(config),
     }
-    stages = []
-    if not config.init_generator:
+    stages, lengths = [], stage_lengths(config)
+    if "phase1" in lengths:
         step = train_step.make_segmentation_step(
             networks.generator,
             networks.generator_optimizer,
@@ -216,16 +216,28 @@ def make_stages(
         )
         step = _then_average(step, networks, config.ema_decay)
         stages.append(Stage("phase1", config.phase1_steps, step, 0))
-    if not config.uses_phase2:
+    if "phase2" not in lengths:
         return stages
     offset = 0 if config.init_generator else config.phase1_steps
-    if config.trains_adversary and config.adversary_warmup_steps:
+    if "warmup" in lengths:
         step = make_warmup_step(config, networks, common)
         stages.append(Stage("warmup", config.adversary_warmup_steps, step, offset))
     step = make_phase2_step(config, networks, common, weakening, real_map)
     step = _then_average(step, networks, config.ema_decay)
     stages.append(Stage("phase2", config.phase2_steps, step, offset))
     return stages
+
+
+def stage_lengths(config: Config) -> dict[str, int]:
+    """Steps of each stage that a run has, in its order."""
+    lengths = {}
+    if not config.init_generator:
+        lengths["phase1"] = config.phase1_steps
+    if config.trains_adversary and config.adversary_warmup_steps:
+        lengths["warmup"] = config.adversary_warmup_steps
+    if config.uses_phase2:
+        lengths["phase2"] = config.phase2_steps
+    return lengths
 
 
 def make_warmup_step(config: Config, networks: Networks, common: dict) -> Callable:

@@ -152,10 +152,8 @@ class _Training:
             ratio_limit=max(1.0, 2 * config.gradient_ratio),
         )
         weakening = None
-        # A placebo that were weakened or taken back would no longer be one.
-        if config.guard and config.uses_adversary and config.placebo == "none":
+        if config.can_go_back:
             weakening = stages.Weakening(tf.Variable(1.0), tf.Variable(1.0))
-        self.can_go_back = weakening is not None
         with strategy.scope():
             self.plan = make_stages(config, networks, data.ignore_label, weakening)
         self.workers = Workers(strategy)
@@ -313,7 +311,7 @@ class _Training:
 
     def _heed_guard(self, stage, step, validated):
         """Does what the guard decides; returns whether the stage is over."""
-        adversarial = stage.name == "phase2" and self.can_go_back
+        adversarial = stage.name == "phase2" and self.config.can_go_back
         miou = (self.state.last_validation[2]["miou"] or 0.0) if validated else None
         decision = self.guard.decide(adversarial, miou)
         if decision is None:

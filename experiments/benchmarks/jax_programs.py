@@ -28,32 +28,22 @@ class Steps:
         self._put = lambda value: jax.device_put(value, self._device)
         self.manifest = read_manifest(folder)
         self._variables = self._first_values(folder, phases)
-        self._compiled, self._updates = {}, {}
-        for phase in phases:
-            path = os.path.join(folder, f"{phase}.mlir.gz")
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                program = file.read()
-            self._compiled[phase] = compile_program(program, self._device)
-            self._updates[phase] = find_updates(program)
+        self._programs = {
+            phase: Program(
+                os.path.join(folder, f"{phase}.mlir.gz"),
+                self._device,
+                self.manifest["phases"][phase]["takes"],
+            )
+            for phase in phases
+        }
         self._batch = [self._put(x) for x in drawn_batch(self.manifest["settings"])]
 
     def call(self, phase: str) -> dict[str, float]:
         """One step on the drawn batch: its scalars, once they are there."""
-        described = self.manifest["phases"][phase]
-        names = described["takes"]
-        given = [*self._batch, *(self._variables[name] for name in names)]
-        results = self._compiled[phase].execute_sharded(given)
-        results = [
-            shards[0] for shards in results.disassemble_into_single_device_arrays()
-        ]
-        for argument, result in self._updates[phase]:
-            name = names[argument - len(self._batch)]
-            self._variables[name] = results[result]
-        scalars = results[: len(described["gives"])]
-        return {
-            name: float(value)
-            for name, value in zip(described["gives"], scalars, strict=True)
-        }
+        results = self._programs[phase](self._batch, self._variables)
+        gives = self.manifest["phases"][phase]["gives"]
+        scalars = results[: len(gives)]
+        return {name: float(x) for name, x in zip(gives, scalars, strict=True)}
 
     def value(self, name: str) -> np.ndarray:
         """A variable as it is now."""
@@ -76,17 +66,37 @@ class Steps:
         return values
 
 
-def compile_program(program: str, device):
-    """Compiles StableHLO for a device of JAX's.
+class Program:
+    """A written program, compiled for a device of JAX's.
 
-    The one call that is not JAX's public interface; seen working with 0.10 and 0.11.
+    Args:
+        path: of the StableHLO text, compressed.
+        device: of JAX's.
+        takes: names of the variables behind its arguments, in its order.
     """
-    from jax._src.lib import xla_client
-    from jax.extend import backend
 
-    return backend.get_backend().compile_and_load(
-        program, xla_client.DeviceList((device,)), xla_client.CompileOptions()
-    )
+    def __init__(self, path: str, device, takes: list[str]):
+        # Not JAX's public interface; seen working with 0.10 and 0.11.
+        from jax._src.lib import xla_client
+        from jax.extend import backend
+
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+        self._compiled = backend.get_backend().compile_and_load(
+            text, xla_client.DeviceList((device,)), xla_client.CompileOptions()
+        )
+        self._takes, self._updates = takes, _updates(text)
+
+    def __call__(self, arguments: list, variables: dict[str, Any]) -> list:
+        """Its results, as arrays; `variables` gets the new values."""
+        given = [*arguments, *(variables[name] for name in self._takes)]
+        results = self._compiled.execute_sharded(given)
+        results = [
+            shards[0] for shards in results.disassemble_into_single_device_arrays()
+        ]
+        for argument, result in self._updates:
+            variables[self._takes[argument - len(arguments)]] = results[result]
+        return results
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -95,7 +105,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
         return json.load(file)
 
 
-def find_updates(program: str) -> list[tuple[int, int]]:
+def _updates(program: str) -> list[tuple[int, int]]:
     """(argument, result): the results that are an argument's new value."""
     pairs = re.findall(
         r"parameter_number = (\d+)[^<>]*output_index = array<i64: (\d+)>", program

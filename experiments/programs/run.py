@@ -12,28 +12,24 @@ of the first split, NAME--KEY.ids.npz (class ids as PNG).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
-import gzip
 import json
 import math
 import multiprocessing
 import os
-import queue
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 
-from experiments.benchmarks.jax_programs import compile_program, find_updates
-from ss_gan_tf import augmentation, guard, measures, per_image, strict_json
+from experiments.programs.data import batches, read_split, wait_for
+from experiments.programs.device import Programs
+from ss_gan_tf import guard, measures, per_image, strict_json
 from ss_gan_tf.config import Config
 
-COPYING_SECONDS = 60  # for a file of a written study that is not there yet
-CHUNKS_AHEAD = 3  # calls whose batches are made while the device is busy
 STACK_BYTES = 2**29  # of a thread that compiles
 PLAN = (
     *("runs", "splits", "machine", "versions", "class_names", "ignore_label"),
@@ -131,210 +127,6 @@ def in_order(plans: list[dict]) -> list[tuple[int, dict]]:
     return sorted(found, key=rank)
 
 
-# --- Programs and variables --------------------------------------------------
-
-
-class Programs:
-    """The programs of one backbone on JAX's first device, compiled at their first call.
-
-    Args:
-        folder: of the backbone.
-        report: called with a line.
-    """
-
-    def __init__(self, folder: str, report: Callable[[str], None] = lambda line: None):
-        import jax
-
-        jax.config.update("jax_enable_x64", True)  # the clocks of optimizers are int64
-        self._jax, self._folder, self._report = jax, folder, report
-        self._device = jax.devices()[0]
-        with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
-            self.manifest = json.load(file)
-        self._compiled: dict[str, tuple] = {}
-        self._first_values: dict[int, dict] = {}
-
-    def _compile(self, name):
-        path = os.path.join(self._folder, f"{name}.mlir.gz")
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            text = file.read()
-        begin = time.monotonic()
-        compiled = compile_program(text, self._device), find_updates(text)
-        self._report(f"{name}: compiled in {time.monotonic() - begin:.1f} s")
-        return compiled
-
-    def put(self, value):
-        """An array on the device."""
-        return self._jax.device_put(value, self._device)
-
-    def copy(self, variables: dict) -> dict:
-        """The same values in arrays that no program can take over."""
-        return {name: self._jax.numpy.array(v) for name, v in variables.items()}
-
-    def is_finite(self, value) -> bool:
-        """Whether a variable holds numbers alone."""
-        if not self._jax.numpy.issubdtype(value.dtype, np.floating):
-            return True
-        return bool(self._jax.numpy.isfinite(value).all())
-
-    def first_values(self, seed: int) -> dict[str, Any]:
-        """Every variable as a run of the seed begins with it."""
-        if seed not in self._first_values:
-            self._first_values[seed] = self._make_first_values(seed)
-        return {name: self.put(v) for name, v in self._first_values[seed].items()}
-
-    def _make_first_values(self, seed):
-        values = {}
-        with (
-            np.load(os.path.join(self._folder, "shared.npz")) as shared,
-            np.load(os.path.join(self._folder, f"seed{seed}.npz")) as own,
-        ):
-            for name, described in self.manifest["variables"].items():
-                shape, dtype = described["shape"], described["dtype"]
-                if "constant" in described:
-                    value = np.full(shape, described["constant"], dtype)
-                elif "drawn" in described:
-                    # By its name, so that other weights do not change it.
-                    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-                    value = draw_weights(random, shape, *described["drawn"])
-                else:
-                    value = (own if name in own else shared)[name]
-                values[name] = np.asarray(value, dtype)
-        return values
-
-    def call(self, name: str, variables: dict, *arguments) -> list:
-        """Runs a program; `variables` gets the new values."""
-        # Here and not in a thread: two of them end the process on a GPU (JAX 0.11).
-        if name not in self._compiled:
-            self._compiled[name] = self._compile(name)
-        compiled, updates = self._compiled[name]
-        described = self.manifest["programs"][name]
-        taken = described["takes"]
-        given = [self.put(argument) for argument in arguments]
-        given += [variables[name] for name in taken]
-        results = compiled.execute_sharded(given)
-        results = [
-            shards[0] for shards in results.disassemble_into_single_device_arrays()
-        ]
-        for argument, result in updates:
-            variables[taken[argument - len(arguments)]] = results[result]
-        return results
-
-
-def draw_weights(random, shape, kind, mean, deviation) -> np.ndarray:
-    """A random weight of `write.distribution`'s kind."""
-    if kind == "uniform":
-        reach = math.sqrt(3) * deviation
-        drawn = random.random(shape, np.float32)
-        return (mean - reach + 2 * reach * drawn).astype(np.float32)
-    drawn = random.standard_normal(shape, np.float32)
-    if kind == "truncated":
-        while (far := np.abs(drawn) > 2).any():
-            drawn[far] = random.standard_normal(int(far.sum()), np.float32)
-        deviation /= 0.87962566  # of a normal distribution that ends at 2
-    return mean + np.float32(deviation) * drawn
-
-
-# --- Data --------------------------------------------------------------------
-
-
-def wait_for(path: str, seconds: float = COPYING_SECONDS):
-    """Returns once there is a file, which may still be on its way to the machine.
-
-    Raises:
-        FileNotFoundError: it did not come.
-    """
-    deadline = time.monotonic() + seconds
-    while not os.path.exists(path):
-        if time.monotonic() > deadline:
-            raise FileNotFoundError(f"{path}: is missing; was the whole folder copied?")
-        time.sleep(0.2)
-
-
-def read_split(folder: str, split: str) -> tuple[list[str], list, list]:
-    """Names, images [H, W, 3] uint8 RGB, labels [H, W] uint8 of a written split."""
-    path = os.path.join(folder, "data", f"{split}.npz")
-    wait_for(path)
-    with np.load(path) as stored:
-        names = stored["names"].tolist()
-        images = [
-            cv2.imdecode(x, cv2.IMREAD_COLOR_RGB) for x in _files(stored, "image")
-        ]
-        labels = [
-            cv2.imdecode(x, cv2.IMREAD_GRAYSCALE) for x in _files(stored, "label")
-        ]
-    return names, images, labels
-
-
-def _files(stored, kind) -> list[np.ndarray]:
-    ends = stored[f"{kind}_ends"]
-    return np.split(stored[kind], ends[:-1])
-
-
-def batches(
-    images: list,
-    labels: list,
-    config: Config,
-    stage: dict,
-    numbers: np.ndarray,
-    plan: dict,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image [K, B, S, S, 3] and label [K, B, S, S], uint8, for each call of a stage."""
-    side, batch, count = config.crop_size, config.batch_size, stage["steps_a_call"]
-    colors = augmentation.padding_row(plan["pad_color"], side)
-    ready: queue.Queue = queue.Queue(CHUNKS_AHEAD)
-    over = threading.Event()
-
-    def put(item):
-        while not over.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def make():
-        try:
-            make_all()
-        except Exception as error:  # raised where it is waited for
-            put(error)
-
-    def make_all():
-        for first in range(0, stage["steps"], count):
-            shape = (count * batch, side, side)
-            image, label = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
-            for k in range(count * batch):
-                n = first * batch + k
-                augmentation.augment(
-                    stage["seed"],
-                    n,
-                    images[numbers[n]],
-                    labels[numbers[n]],
-                    image[k],
-                    label[k],
-                    scale_range=(config.scale_min, config.scale_max),
-                    flip=config.flip,
-                    colors=colors,
-                    ignore_label=plan["ignore_label"],
-                )
-            put(
-                (
-                    image.reshape(count, batch, side, side, 3),
-                    label.reshape(count, batch, side, side),
-                )
-            )
-            if over.is_set():
-                return
-
-    threading.Thread(target=make, daemon=True).start()
-    try:
-        for _ in range(0, stage["steps"], count):
-            parts = ready.get()
-            if isinstance(parts, Exception):
-                raise parts
-            yield parts
-    finally:
-        over.set()
-
-
 # --- Counting, in processes of their own -------------------------------------
 
 _LABELS: dict[str, list] = {}
@@ -348,7 +140,7 @@ def _load_labels(folder, plan):
 def _count(split, first, ids, confidence, full):
     """[(name, counts)] of some images of a split that lie behind each other."""
     if split not in _LABELS:
-        names, _, labels = read_split(_LABELS["folder"], split)
+        names, _, labels = read_split(_LABELS["folder"], split, with_images=False)
         labels = [np.int32(label) for label in labels]
         _LABELS[split] = list(zip(names, labels, strict=True))
     plan = _LABELS["plan"]
@@ -377,7 +169,7 @@ class _Study:
         self.folders = folders
         self._splits: dict[str, tuple] = {}
         self._programs: dict[tuple, Programs] = {}
-        self._orders = [self._order(folder) for folder in folders]
+        self.orders = [self._order(folder) for folder in folders]
         self.after_phase1: dict[tuple, dict] = {}
         self._writing: list = []
 
@@ -394,9 +186,6 @@ class _Study:
         self._describe_machine()
         finished = []
         for number, run in in_order(self.plans):
-            key = number, run["backbone"]
-            if key not in self._programs:
-                self._programs[key] = self._load(number, run["backbone"])
             if run["needs"] and (number, run["needs"]) not in self.after_phase1:
                 self.report(f"{run['name']}: left out, its phase 1 is missing")
                 continue
@@ -435,16 +224,14 @@ class _Study:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(facts, file, indent=1)
 
-    def _load(self, number, backbone):
-        folder = os.path.join(self.folders[number], backbone)
-        wait_for(os.path.join(folder, "complete"))
-        return Programs(folder, self.report)
-
-    def order(self, number, key):
-        return self._orders[number][key]
-
     def programs(self, number, backbone) -> Programs:
-        return self._programs[number, backbone]
+        """Those of a backbone, opened when they are first wanted."""
+        key = number, backbone
+        if key not in self._programs:
+            folder = os.path.join(self.folders[number], backbone)
+            wait_for(os.path.join(folder, "complete"))
+            self._programs[key] = Programs(folder, self.report)
+        return self._programs[key]
 
     def later(self, function, *arguments):
         """Does it in a thread; the error of an earlier one is raised."""
@@ -467,8 +254,7 @@ class _Run:
             start = study.after_phase1[number, run["needs"]]
             self.variables |= self.programs.copy(start)
         config = self.config
-        self.guarded = config.guard and config.uses_adversary
-        self.guarded = self.guarded and config.placebo == "none"
+        self.guarded = config.can_go_back
         self.guard = guard.Guard(
             config.guard_retries,
             config.guard_miou_drop,
@@ -499,14 +285,23 @@ class _Run:
     def _stage(self, stage):
         config, name = self.config, stage["stage"]
         _, images, labels = self.study.split(config.train_split)
-        numbers = self.study.order(self.number, stage["order"])
+        numbers = self.study.orders[self.number][stage["order"]]
         if name == "phase2":
             self._enter_phase2(stage)
-        gives = self.programs.manifest["programs"][stage["program"]]["gives"]
-        count, begin = stage["steps_a_call"], time.monotonic()
+        begin = time.monotonic()
         made = batches(images, labels, config, stage, numbers, self.plan)
-        waiting = []
-        evaluating = 0.0
+        with contextlib.closing(made):
+            step, evaluating = self._steps(stage, made)
+        spent = time.monotonic() - begin - evaluating
+        self.study.report(
+            f"{self.run['name']}, {name}: {1000 * spent / step:.2f} ms a step, "
+            f"{evaluating:.1f} s of validation"
+        )
+
+    def _steps(self, stage, made) -> tuple[int, float]:
+        """Does the steps of a stage; the last one, and seconds of validation."""
+        gives = self.programs.manifest["programs"][stage["program"]]["gives"]
+        count, waiting, evaluating = stage["steps_a_call"], [], 0.0
         for step, parts in zip(
             range(count, stage["steps"] + 1, count), made, strict=True
         ):
@@ -515,8 +310,8 @@ class _Run:
             self._seed_dropout(stage, step - count + 1)
             rows = self.programs.call(stage["program"], self.variables, *parts)[0]
             waiting.append((step, rows))
-            evaluates = name != "warmup" and (
-                step % config.eval_every == 0 or step == stage["steps"]
+            evaluates = stage["stage"] != "warmup" and (
+                step % self.config.eval_every == 0 or step == stage["steps"]
             )
             # Reading waits for the device, so it is done as seldom as can be.
             if self.guarded or evaluates or len(waiting) > 4:
@@ -528,13 +323,7 @@ class _Run:
             if over:
                 break
         self._read(stage, waiting, gives)
-        made.close()
-        spent = time.monotonic() - begin - evaluating
-        self.record.setdefault("stage_seconds", {})[name] = spent
-        self.study.report(
-            f"{self.run['name']}, {name}: {1000 * spent / step:.2f} ms a step, "
-            f"{evaluating:.1f} s of validation"
-        )
+        return step, evaluating
 
     def _seed_dropout(self, stage, step):
         for number, name in enumerate(self.programs.manifest["dropout_states"]):
@@ -633,7 +422,8 @@ class _Run:
 
     def _validate(self, stage, step) -> float:
         """Mean IoU of the first images of the validation split."""
-        images = self._evaluate(self.variables, self.config.val_split, full=False)
+        split, limit = self.config.val_split, self.config.eval_limit
+        images = self._join(self._evaluate(self.variables, split, limit))
         figures = measures.summarize(images.total(), self.plan["class_names"])
         self.record["validations"].append([stage["stage"], step, figures])
         miou = figures["miou"] or 0.0
@@ -642,29 +432,22 @@ class _Run:
         )
         return miou
 
-    def _predict(self, variables, split, limit):
-        """(first, class ids, confidence) of each batch of a split."""
-        _, images, _ = self.study.split(split)
+    def _evaluate(self, variables, split, limit=0, full=False, kept=None) -> list:
+        """Counts of each batch of a split, still being made; `kept` gets class ids."""
+        names, images, _ = self.study.split(split)
         images = images[: limit or None]
-        size = self.plan["evaluation_batch"]
+        size, waiting = self.plan["evaluation_batch"], []
         for first in range(0, len(images), size):
             group = images[first : first + size]
-            full = np.stack([*group, *([group[-1]] * (size - len(group)))])
-            ids, sure = self.programs.call("evaluate", variables, full)[:2]
-            yield first, len(group), ids, sure
-
-    def _evaluate(self, variables, split, full, on_ids=None) -> per_image.PerImage:
-        limit = 0 if full else self.config.eval_limit
-        waiting = []
-        for first, count, ids, sure in self._predict(variables, split, limit):
-            ids = np.asarray(ids)[:count]
-            sure = np.asarray(sure)[:count] if full else None
-            if on_ids:
-                on_ids(first, ids)
-            waiting.append(
-                self.study.counters.submit(_count, split, first, ids, sure, full)
-            )
-        return waiting if full else self._join(waiting)
+            batch = np.stack([*group, *([group[-1]] * (size - len(group)))])
+            ids, sure = self.programs.call("evaluate", variables, batch)[:2]
+            ids = np.asarray(ids)[: len(group)]
+            sure = np.asarray(sure)[: len(group)] if full else None
+            if kept is not None:
+                kept |= zip(names[first:], ids, strict=False)
+            job = _count, split, first, ids, sure, full
+            waiting.append(self.study.counters.submit(*job))
+        return waiting
 
     def _join(self, waiting):
         collector = per_image.Collector()
@@ -680,34 +463,27 @@ class _Run:
         same = self.best["step"] == last and untouched
         self.record["best"] = self.best | {"is_last": same}
         place = os.path.join(self.study.output, self.run["name"].replace("/", "--"))
+        states = {"": self.variables}
+        if not same:
+            states["-best"] = self.variables | self.best_values
         jobs = []
         for split in self.plan["splits"]:
-            for key, values in ((split, self.variables), (f"{split}-best", None)):
-                if values is None:
-                    if same:
-                        continue
-                    values = self.variables | self.best_values
-                encoded = {}
-
-                def keep(first, ids, split=split, encoded=encoded):
-                    names = self.study.split(split)[0]
-                    for number, picture in enumerate(ids, start=first):
-                        encoded[names[number]] = picture
-
-                shown = key == self.plan["splits"][0] and self.run["role"] in ROLES
-                shown = shown and not self.run["variant"]
-                waiting = self._evaluate(values, split, True, keep if shown else None)
-                jobs.append((key, waiting, encoded))
+            for suffix, values in states.items():
+                is_shown = split + suffix == self.plan["splits"][0]
+                is_shown &= self.run["role"] in ROLES and not self.run["variant"]
+                kept = {} if is_shown else None
+                waiting = self._evaluate(values, split, full=True, kept=kept)
+                jobs.append((split + suffix, waiting, kept))
         self.study.later(self._write, place, jobs)
 
     def _write(self, place, jobs):
-        for key, waiting, encoded in jobs:
+        for key, waiting, kept in jobs:
             images = self._join(waiting)
             per_image.write_per_image(images, f"{place}--{key}.npz")
-            if encoded:
+            if kept:
                 pictures = {
                     name: cv2.imencode(".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
-                    for name, ids in encoded.items()
+                    for name, ids in kept.items()
                 }
                 np.savez(f"{place}--{key}.ids.npz", **pictures)
             figures = measures.summarize(images.total(), self.plan["class_names"])

@@ -79,8 +79,6 @@ def write_study(
     plan = {
         "runs": [_describe_run(run, data, order) for run in runs],
         "splits": list(settings.splits),
-        "flags": list(settings.flags),
-        "seeds": settings.seeds,
         "machine": describe_machine(),
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         "class_names": list(data.class_names),
@@ -153,8 +151,8 @@ def _write_data(settings, data, folder) -> set[tuple[int, int]]:
 
 def _describe_run(run, data, order) -> dict[str, Any]:
     config, size = run.config, data.split_sizes[run.config.train_split]
-    described, offset = [], 0 if config.init_generator else config.phase1_steps
-    for stage, steps in _stage_lengths(config):
+    described = []
+    for stage, steps in stages.stage_lengths(config).items():
         seed = stages.stage_seed(config.seed, stage)
         key = f"{config.seed}-{stage}-{steps}"
         if key not in order:
@@ -171,7 +169,6 @@ def _describe_run(run, data, order) -> dict[str, Any]:
                 "steps": steps,
                 "seed": seed,
                 "order": key,
-                "first_step": 0 if stage == "phase1" else offset,
                 "program": _program_name(run, stage),
                 "steps_a_call": _steps_a_call(config, stage, steps),
             }
@@ -187,21 +184,10 @@ def _describe_run(run, data, order) -> dict[str, Any]:
     }
 
 
-def _stage_lengths(config) -> list[tuple[str, int]]:
-    found = []
-    if not config.init_generator:
-        found.append(("phase1", config.phase1_steps))
-    if config.trains_adversary and config.adversary_warmup_steps:
-        found.append(("warmup", config.adversary_warmup_steps))
-    if config.uses_phase2:
-        found.append(("phase2", config.phase2_steps))
-    return found
-
-
 def _steps_a_call(config, stage, steps) -> int:
-    guarded = config.guard and config.uses_adversary and config.placebo == "none"
     # All warm-ups are one program.
-    most = guard.CHECK_EVERY if guarded or stage == "warmup" else STEPS_A_CALL
+    often = config.can_go_back or stage == "warmup"
+    most = guard.CHECK_EVERY if often else STEPS_A_CALL
     return math.gcd(most, steps, config.eval_every)
 
 
@@ -232,12 +218,11 @@ class _Backbone:
         done = set()
         for run in first:
             networks, weakening = self._networks(run.config)
-            guarded = run.config.guard and run.config.placebo == "none"
             made = stages.make_stages(
                 dataclasses.replace(run.config, jit_compile="on"),
                 networks,
                 self._data.ignore_label,
-                weakening if guarded and run.config.uses_adversary else None,
+                weakening if run.config.can_go_back else None,
             )
             names = self._names(networks, weakening, run.config)
             for stage in made:

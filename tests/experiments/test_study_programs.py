@@ -7,11 +7,12 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
-from experiments.programs import read, run, write
+from experiments.programs import data, device, read, run, write
 from ss_gan_tf import comparison, panels, stages, study, summaries, train
 from ss_gan_tf.config import Config
 
@@ -168,7 +169,7 @@ def test_what_programs_cannot_do_is_refused(settings, changes, message, tmp_path
 @pytest.mark.parametrize("kind", ["uniform", "normal", "truncated"])
 def test_a_large_weight_is_drawn_from_its_distribution(kind):
     random = np.random.default_rng(0)
-    drawn = run.draw_weights(random, (100, 1000), kind, 0.5, 0.02)
+    drawn = device.draw_weights(random, (100, 1000), kind, 0.5, 0.02)
     assert drawn.dtype == np.float32
     assert drawn.mean() == pytest.approx(0.5, abs=3e-4)
     assert drawn.std() == pytest.approx(0.02, rel=0.01)
@@ -252,9 +253,9 @@ def test_another_studys_output_is_refused(settings, output, tmp_path):
 
 def test_a_file_that_does_not_come_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="val.npz: is missing"):
-        run.wait_for(str(tmp_path / "val.npz"), seconds=0.0)
+        data.wait_for(str(tmp_path / "val.npz"), seconds=0.0)
     (tmp_path / "val.npz").touch()
-    run.wait_for(str(tmp_path / "val.npz"), seconds=0.0)
+    data.wait_for(str(tmp_path / "val.npz"), seconds=0.0)
 
 
 def test_an_error_among_the_batches_is_met_where_they_are_waited_for(programs):
@@ -263,13 +264,20 @@ def test_an_error_among_the_batches_is_met_where_they_are_waited_for(programs):
     (stage,) = plan["runs"][0]["stages"]
     label = np.zeros((80, 80), np.uint8)
     image = np.zeros((80, 80, 3), np.uint8)
-    made = run.batches([image], [label], config, stage, np.zeros(99, int), plan)
+    made = data.batches([image], [label], config, stage, np.zeros(99, int), plan)
     shown = [parts[0].shape for parts in made]
     count = stage["steps_a_call"]
     assert count == 2 and shown == 4 * [(2, 2, 64, 64, 3)]
-    made = run.batches([image], [label], config, stage, np.arange(99), plan)
+    made = data.batches([image], [label], config, stage, np.arange(99), plan)
     with pytest.raises(IndexError):
         next(made)
+    # A thread that outlived its reader would abort the process at its end.
+    threads = threading.active_count()
+    made = data.batches([image], [label], config, stage, np.zeros(99, int), plan)
+    next(made)
+    assert threading.active_count() == threads + 1
+    made.close()
+    assert threading.active_count() == threads
 
 
 def test_what_is_not_finished_in_time_is_left_out(programs, tmp_path):
