@@ -66,6 +66,11 @@ def read_run(workdir: str) -> Run:
         for name, kind in kinds.items():
             if type(fields[name]) is not kind:
                 raise ValueError(f"{name} must be a {kind.__name__}")
+        machines = fields["provenance"].get("machines", [])
+        if not isinstance(machines, list) or not all(
+            isinstance(machine, dict) for machine in machines
+        ):
+            raise ValueError("machines must be a list of objects")
         return Run(
             workdir=workdir,
             config=Config.from_json(json.dumps(fields["config"])),

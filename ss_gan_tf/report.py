@@ -269,14 +269,9 @@ def _settings(tables: Tables) -> list:
                 if field.name != "lambda_adv" or not result.config.uses_adversary:
                     continue
                 value = "by gradient ratio"  # and not the control's
-            roles = places.setdefault(value, [])
-            name = results.in_words(result.role)
-            if len(tables.groups) > 1:
-                name = f"{tables.name(result.group)} {name}"
-            roles += [name] * (name not in roles)
+            places.setdefault(value, []).append(_name(tables, result))
         if len(places) > 1:
-            text = "; ".join(f"{v}: {', '.join(r)}" for v, r in places.items())
-            differ.append([field.name, text])
+            differ.append([field.name, _by_value(places)])
         for value in places if len(places) == 1 else ():
             theirs = getattr(paper_preset, field.name)
             if field.name in unread_there:
@@ -293,12 +288,7 @@ def _settings(tables: Tables) -> list:
         ),
         Table("Versions", ["package", "version"], _versions(tables.compared), True),
     ]
-    machine = (tables.facts or {}).get("machine", {})
-    rows = [
-        [name.replace("_", " "), _words(machine.get(name))]
-        for name in ("processor", "cores", "memory_kb", "gpus", "system", "commit")
-    ]
-    blocks.append(Table("Machine of the study", ["what", "value"], rows, True))
+    blocks.append(_machines(tables))
     partial = [d for d in dict(tables.groups) if tables.is_partial(d)]
     if partial:
         blocks.append(
@@ -309,6 +299,32 @@ def _settings(tables: Tables) -> list:
             )
         )
     return blocks
+
+
+def _name(tables, result) -> str:
+    """A run's role, behind its group where there are several."""
+    role = results.in_words(result.role)
+    return role if len(tables.groups) < 2 else f"{tables.name(result.group)} {role}"
+
+
+def _by_value(places) -> str:
+    """`value: runs` of each, runs of other seeds named once."""
+    return "; ".join(f"{v}: {', '.join(dict.fromkeys(r))}" for v, r in places.items())
+
+
+def _machines(tables) -> Table:
+    """What the runs were made on, by their own word, else by the study's."""
+    of_study = (tables.facts or {}).get("machine", {})
+    rows = []
+    for field in ("processor", "cores", "memory_kb", "gpus", "system", "commit"):
+        places: dict[str, list[str]] = {}
+        for result in tables.compared.runs:
+            for machine in result.run.provenance.get("machines", [of_study]):
+                value = _words(machine.get(field))
+                places.setdefault(value, []).append(_name(tables, result))
+        value = _by_value(places) if len(places) > 1 else next(iter(places), DASH)
+        rows.append([field.replace("_", " "), value])
+    return Table("Machine of the study", ["what", "value"], rows, True)
 
 
 def _versions(compared):

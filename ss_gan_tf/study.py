@@ -38,6 +38,7 @@ WEIGHTS = ("checkpoints", "best", "guard", "export")
 # What is read of the settings, and of a run, in study.json; the latter has its status
 # from the start, and the rest as it comes.
 SETTINGS = {"config": dict, "evaluate_flags": list, "last_validations": int}
+ASKED_FOR = {"seeds": int, "backbones": list, "placebos": bool, "splits": list}
 ENTRY = {
     "variant": str,
     "trained": bool,
@@ -380,6 +381,7 @@ def read_study(workdir: str) -> dict[str, Any]:
     results.check_fields(path, "the study", study, kinds)
     settings = study["settings"]
     results.check_fields(path, "settings", settings, SETTINGS)
+    results.check_fields(path, "settings", settings, ASKED_FOR, optional=True)
     variants = settings.get("variants", {})  # there were none once
     kinds = dict.fromkeys(variants, list) if isinstance(variants, dict) else {}
     results.check_fields(path, "variants", variants, kinds)
@@ -435,7 +437,13 @@ def open_study(settings, workdir) -> dict[str, Any]:
         for name, flags in told["variants"].items()
         if variants.get(name, flags) != flags
     ]
-    told["variants"] = variants | told["variants"]  # its runs stay in the comparison
+    # What an earlier start asked for stays in the comparison.
+    told["variants"] = variants | told["variants"]
+    before = {name: old["settings"].get(name, told[name]) for name in ASKED_FOR}
+    told["seeds"] = max(before["seeds"], told["seeds"])
+    told["placebos"] |= before["placebos"]
+    for name in ("backbones", "splits"):
+        told[name] = list(dict.fromkeys([*map(str, before[name]), *told[name]]))
     if differences:
         raise ValueError(
             f"{workdir}: holds a study with other settings ({'; '.join(differences)}); "

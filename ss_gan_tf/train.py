@@ -33,6 +33,7 @@ from ss_gan_tf.config import BOOKKEEPING, Config
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.input_pipeline import open_dataset, to_model, train_batches
+from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.per_image import write_per_image
 from ss_gan_tf.profiling import ProfileWindow
 from ss_gan_tf.run_state import RunState
@@ -120,9 +121,15 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
         )
     if resumes:
         old = checkpoints.read_run(workdir)
-        fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
-        fields["provenance"] = old.provenance | {"execution": _execution(config)}
-        checkpoints.write_run(dataclasses.replace(old, **fields))
+        machines = old.provenance.get("machines", [])
+        here = describe_machine()
+        provenance = {
+            "execution": _execution(config),
+            "machines": machines + [here] * (here not in machines),
+        }
+        old = dataclasses.replace(old, provenance=old.provenance | provenance)
+        place = os.path.abspath(data_dir)
+        checkpoints.write_run(dataclasses.replace(old, config=config, data_dir=place))
     else:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
@@ -424,6 +431,7 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             provenance={
                 "weights": weights,
                 "execution": _execution(config),
+                "machines": [describe_machine()],
                 "versions": {
                     "ss_gan_tf": __version__,
                     "python": platform.python_version(),

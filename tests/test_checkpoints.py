@@ -20,6 +20,8 @@ def test_run_json_holds_config_classes_and_provenance(tiny_run, tiny_config):
     assert run.provenance["weights"]["generator"]["weights"] == "none"
     assert run.provenance["versions"]["tensorflow"]
     assert run.provenance["parameters"]["adversary"] > 0
+    (machine,) = run.provenance["machines"]
+    assert machine["cores"] == os.cpu_count() and "commit" in machine
 
 
 def test_no_run(tmp_path):
@@ -40,6 +42,7 @@ def test_no_run(tmp_path):
         (lambda fields: fields["config"].update(crop_size="64"), "must be an integer"),
         (lambda fields: fields["config"].update(dropout=float("nan")), "NaN"),
         (lambda fields: fields["config"].update(val_split="../.."), "must be letters"),
+        (lambda fields: fields["provenance"].update(machines=[1]), "machines must be"),
     ],
 )
 def test_wrong_fields_of_run_json_are_named(tiny_run, tmp_path, damage, rule):

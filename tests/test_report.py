@@ -94,6 +94,18 @@ def test_settings_that_differ_are_those_that_were_read(runs, tmp_path):
     assert {row[1] for row in machine.rows} == {"-"}
 
 
+def test_runs_of_several_commits_and_machines_are_told_apart(runs, tmp_path):
+    for path, commits in zip(runs, (["old"], ["old", "new"], ["new"]), strict=True):
+        fields = json.loads(pathlib.Path(path, "run.json").read_text())
+        machines = [{"processor": "one", "commit": name} for name in commits]
+        fields["provenance"]["machines"] = machines
+        pathlib.Path(path, "run.json").write_text(json.dumps(fields))
+    sections = write_report(str(tmp_path / "r"), runs=runs, draw_panels=False)
+    rows = dict(section(sections, "Settings")[-1].rows)
+    assert rows["processor"] == "one" and rows["gpus"] == "-"
+    assert rows["commit"] == "old: phase1, control; new: control, adversarial"
+
+
 def test_a_study_shows_its_machine_and_what_is_missing(runs, tmp_path):
     study = {
         "settings": {"config": {}, "evaluate_flags": [], "last_validations": 3},

@@ -272,6 +272,14 @@ def test_what_has_finished_is_not_done_again(bench):
     assert all(name.startswith("seed1/") for _, name in bench.calls())
 
 
+def test_what_an_earlier_start_asked_for_is_still_told(bench):
+    bench.run(seeds=2, placebos=True, backbones=("resnet50",), splits=("test",))
+    told = bench.run(seeds=1, backbones=("vgg16",), splits=("val",))["settings"]
+    assert (told["seeds"], told["placebos"]) == (2, True)
+    assert told["backbones"] == ["resnet50", "vgg16"]
+    assert told["splits"] == ["test", "val"]
+
+
 def test_a_crash_leaves_the_rest_of_the_study_alone(bench):
     bench.break_("train " + bench.workdir + "/seed0/vgg16/phase1")
     lines = []

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ss_gan_tf import checkpoints, measures, stages
 from ss_gan_tf import train as train_lib
+from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.per_image import read_per_image
 from ss_gan_tf.train import Stopped, train
 
@@ -144,6 +145,20 @@ def test_killed_before_the_first_state_or_while_g_stands_still(
     with eagerly():
         killed_at(stage, step, averaging_config, tiny_data, str(tmp_path))
     assert_same_run(str(tmp_path), eager_run)
+
+
+def test_a_run_names_every_machine_and_commit_that_it_was_made_on(
+    averaging_config, tiny_data, tmp_path, monkeypatch
+):
+    here = describe_machine()
+    for commit in ("first", "second", "second"):
+        monkeypatch.setattr(
+            train_lib, "describe_machine", lambda c=commit: here | {"commit": c}
+        )
+        with eagerly():
+            train(averaging_config, tiny_data, str(tmp_path))
+    machines = checkpoints.read_run(str(tmp_path)).provenance["machines"]
+    assert machines == [here | {"commit": "first"}, here | {"commit": "second"}]
 
 
 def test_the_finished_run_again_changes_nothing(

@@ -74,7 +74,7 @@ def read_study(
         # A run is listed last, so one of which a part was read is read again.
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
-        _write_run(run, record, data, settings, machine, folder)
+        _write_run(run, record, data, settings, machine, made["machine"], folder)
         _write_curves(run, record, folder)
         entry = {"role": run.role}
         entry |= {"variant": run.variant.name} if run.variant else {}
@@ -116,7 +116,7 @@ def _read_record(path, run) -> dict[str, Any]:
     return record
 
 
-def _write_run(run, record, data, settings, machine, folder):
+def _write_run(run, record, data, settings, machine, description, folder):
     programs = {
         key: machine[key] for key in ("jax", "numpy", "opencv") if key in machine
     }
@@ -129,6 +129,7 @@ def _write_run(run, record, data, settings, machine, folder):
             class_colors=tuple(data.class_colors),
             ignore_label=data.ignore_label,
             provenance={
+                "machines": [description],
                 "execution": {"xla": True, "devices": [machine["device"]]},
                 "versions": {"ss_gan_tf": __version__}
                 | machine["written"]["versions"]
