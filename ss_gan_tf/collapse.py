@@ -60,12 +60,17 @@ def _with_void_visible(config, networks, ignore_label, weakening):
 
 
 def _around_phase2(wrap):
-    """`make_stages` whose phase-2 step is `wrap(step, networks)`."""
+    """`make_stages` whose phase-2 step is `wrap(step, networks, steps_done)`."""
 
     def make_stages(config, networks, ignore_label, weakening):
         plan = stages.make_stages(config, networks, ignore_label, weakening)
+
+        def steps_done():
+            lost = int(weakening.lost_steps) if weakening else 0
+            return int(networks.generator_optimizer.iterations) + lost
+
         return [
-            dataclasses.replace(stage, step=wrap(stage.step, networks))
+            dataclasses.replace(stage, step=wrap(stage.step, networks, steps_done))
             if stage.name == "phase2"
             else stage
             for stage in plan
@@ -74,22 +79,22 @@ def _around_phase2(wrap):
     return make_stages
 
 
-def _bad_batch(step, networks):
+def _bad_batch(step, networks, steps_done):
     """Pixels that are not finite, in the batch of one step."""
 
     def stepping(image, label):
-        if int(networks.generator_optimizer.iterations) == AT_STEP:
+        if steps_done() == AT_STEP:
             image = image * np.nan
         return step(image, label)
 
     return stepping
 
 
-def _adversary_reset(step, networks):
+def _adversary_reset(step, networks, steps_done):
     """A's weights drawn anew at one step."""
 
     def stepping(image, label):
-        if int(networks.generator_optimizer.iterations) == AT_STEP:
+        if steps_done() == AT_STEP:
             fresh = tf.random.Generator.from_seed(1)
             for weight in networks.adversary.trainable_weights:
                 if len(weight.shape) > 1:

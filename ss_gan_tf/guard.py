@@ -84,6 +84,7 @@ class Guard:
             "ended": False,
             "strength": 1.0,  # factor on the adversary's weight for G
             "adversary_rate": 1.0,  # factor on A's rate
+            "lost_steps": 0,  # that G's optimizer has forgotten by going back
             "level": {},  # phase 1's: mce, miou
             "lowest_loss_d": None,
             "was_good": False,  # A told the pairs apart

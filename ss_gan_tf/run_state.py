@@ -89,7 +89,7 @@ class RunState:
         self.last_validation = tuple(memory["last_validation"])
         self.validation_is_due = memory["validation_is_due"]
         self.best = memory["best"]
-        self.guard.state = memory["guard"]
+        self.guard.state |= memory["guard"]
         self.weaken()
         _LOG.info("continuing from %s, %s step %d", path, self.stage, self.step)
         # A state is written before the best one that it counts.
@@ -131,16 +131,20 @@ class RunState:
         self._load(self._before_phase2, stage, stage.num_steps)
 
     def _load(self, states, stage, step):
-        """The networks of another moment, while clock, rates and data go on."""
+        """The networks of another moment, while clock, rates and data go on.
+
+        G's optimizer keeps the count that belongs to its averages.
+        """
         states.restore()
         self.position.stage.assign(stage.name)
         self.position.step.assign(step)
-        self.networks.generator_optimizer.iterations.assign(step)
+        age = int(self.networks.generator_optimizer.iterations)
+        self.guard.state["lost_steps"] = step - age
         self.last_validation = (None, None, {})
         self.weaken()
 
     def weaken(self):
-        """Gives the steps the factors that the guard has decided on."""
+        """Gives the steps what the guard has decided on."""
         if self._weakening:
-            for field, factor in vars(self._weakening).items():
-                factor.assign(self.guard.state[field])
+            for field, variable in vars(self._weakening).items():
+                variable.assign(self.guard.state[field])

@@ -168,12 +168,19 @@ class Stage:
         return self.name != "warmup"
 
 
+def _variable(value: float):
+    return dataclasses.field(default_factory=lambda: tf.Variable(value))
+
+
 @dataclasses.dataclass(frozen=True)
 class Weakening:
-    """Factors by which the guard holds the adversary back; 1 changes no bit."""
+    """What the guard changes between steps; as it begins it changes no bit."""
 
-    strength: tf.Variable  # on the weight of A's gradient for G
-    adversary_rate: tf.Variable  # on A's learning rate
+    strength: tf.Variable = _variable(1.0)  # factor on the weight of A's gradient for G
+    adversary_rate: tf.Variable = _variable(1.0)  # factor on A's learning rate
+    # Steps that G's optimizer has forgotten by going back. Rates follow the run's
+    # clock, Adam's bias correction that of its averages.
+    lost_steps: tf.Variable = _variable(0.0)
 
 
 def make_stages(
@@ -276,6 +283,9 @@ def make_phase2_step(
     # At rate 0 A stays as random as it began: the placebo that learns nothing.
     adversary_lr = config.adversary_lr if config.trains_adversary else 0.0
     decayed = linear_decay(adversary_lr, adversary_lr * decay, steps)
+    if weakening:
+        generator_lr = _by_the_runs_clock(generator_lr, weakening)
+        decayed = _by_the_runs_clock(decayed, weakening, weakening.adversary_rate)
     return train_step.make_adversarial_step(
         networks.generator,
         networks.adversary,
@@ -293,13 +303,19 @@ def make_phase2_step(
         generator_lr=generator_lr,
         strength=weakening and weakening.strength,
         real_map=real_map,
-        adversary_lr=(
-            (lambda step: decayed(step) * weakening.adversary_rate)
-            if weakening
-            else decayed
-        ),
+        adversary_lr=decayed,
         **common,
     )
+
+
+def _by_the_runs_clock(schedule, weakening, factor=1.0) -> train_step.Schedule:
+    """The schedule of a run that may go back, times what the guard lowers."""
+
+    def rate(iterations):
+        step = tf.cast(iterations, tf.float32) + weakening.lost_steps
+        return schedule(step) * factor
+
+    return rate
 
 
 def _then_average(step: Callable, networks: Networks, decay: float) -> Callable:

@@ -160,7 +160,7 @@ class _Training:
         )
         weakening = None
         if config.can_go_back:
-            weakening = stages.Weakening(tf.Variable(1.0), tf.Variable(1.0))
+            weakening = stages.Weakening()
         with strategy.scope():
             self.plan = make_stages(config, networks, data.ignore_label, weakening)
         self.workers = Workers(strategy)

@@ -196,12 +196,25 @@ def test_the_average_disturbs_no_step(make, batch):
 
 def test_the_guard_lowers_the_adversarys_rate_between_steps(tiny_config, batch):
     networks, _ = stages.create_networks(tiny_config, CLASSES)
-    weakening = stages.Weakening(tf.Variable(1.0), tf.Variable(1.0))
+    weakening = stages.Weakening()
     stage = stages.make_stages(tiny_config, networks, 255, weakening)[-1]
     assert stage.step(*batch)["learning_rate/adversary"].numpy() == np.float32(5e-4)
     weakening.adversary_rate.assign(0.1)
     rate = float(stage.step(*batch)["learning_rate/adversary"])
     assert rate == pytest.approx(0.1 * 5e-4 * 0.775)  # see the rates above
+
+
+def test_rates_follow_the_runs_clock_where_the_optimizer_went_back(tiny_config, batch):
+    networks, _ = stages.create_networks(tiny_config, CLASSES)
+    weakening = stages.Weakening()
+    step = stages.make_stages(tiny_config, networks, 255, weakening)[-1].step
+    for _ in range(3):
+        scalars = step(*batch)
+    third = {k: float(v) for k, v in scalars.items() if k.startswith("learning_rate")}
+    networks.generator_optimizer.iterations.assign(1)
+    weakening.lost_steps.assign(1.0)
+    scalars = step(*batch)
+    assert {name: float(scalars[name]) for name in third} == third
 
 
 def test_seeds_differ_between_stages_and_runs_and_fit_31_bits():

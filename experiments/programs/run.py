@@ -411,12 +411,11 @@ class _Run:
 
     def _load(self, values, step):
         self.variables |= self.programs.copy(values)
-        self.variables["generator_optimizer/0"] = self.programs.put(
-            np.asarray(step, self.variables["generator_optimizer/0"].dtype)
-        )
-        for name in ("strength", "adversary_rate"):
-            factor = np.float32(self.guard.state[name])
-            self.variables[f"weakening/{name}"] = self.programs.put(factor)
+        age = int(self.variables["generator_optimizer/0"])
+        self.guard.state["lost_steps"] = step - age
+        for name in ("strength", "adversary_rate", "lost_steps"):
+            value = np.float32(self.guard.state[name])
+            self.variables[f"weakening/{name}"] = self.programs.put(value)
 
     # --- Figures ---
 

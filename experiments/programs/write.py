@@ -254,7 +254,7 @@ class _Backbone:
         # Built here, so that their variables exist; a step may not use them.
         networks.generator_optimizer.build(networks.generator.trainable_variables)
         networks.adversary_optimizer.build(networks.adversary.trainable_variables)
-        return networks, stages.Weakening(tf.Variable(1.0), tf.Variable(1.0))
+        return networks, stages.Weakening()
 
     def _names(self, networks, weakening, config) -> dict[int, str]:
         named = _named(networks, weakening, config)
