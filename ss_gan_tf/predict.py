@@ -24,6 +24,8 @@ from ss_gan_tf.inference import MIN_SIZE, sliding_bands
 from ss_gan_tf.messages import first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+KINDS = ("_ids.png", "_color.png", "_overlay.png")  # of an input's pictures
+LEGEND = "legend.png"
 MAX_PIXELS = 100_000_000  # larger images are refused before their pixels are decoded
 MAX_WHOLE_PIXELS = 2048 * 1024  # larger images are run in windows: memory stays bounded
 WINDOW, OVERLAP = 1024, 1 / 3  # pixels; share of a window
@@ -83,7 +85,8 @@ def predict(
         FileNotFoundError: no such input.
         NotADirectoryError: output_dir is a file.
         ValueError: alpha out of range, a folder without images or that is also the
-            output, or a model_dir that holds no export.
+            output, a result in the place of an input, or a model_dir that holds no
+            export.
         OSError: the disk is full.
     """
     if not 0 <= alpha <= 1:
@@ -91,12 +94,14 @@ def predict(
     paths, failures = find_images(input_path, output_dir)
     if os.path.exists(output_dir) and not os.path.isdir(output_dir):
         raise NotADirectoryError(f"output_dir is a file: {output_dir}")
+    base = input_path if os.path.isdir(input_path) else os.path.dirname(input_path)
+    stems = output_stems(paths)
+    _check_overwrites_no_input(base, stems, output_dir)
     model = load_model(model_dir)
     os.makedirs(output_dir, exist_ok=True)
     legend = visualize.legend(model.class_names, model.class_colors)
-    _write_png(legend, os.path.join(output_dir, "legend.png"))
-    base = input_path if os.path.isdir(input_path) else os.path.dirname(input_path)
-    for done, (path, stem) in enumerate(output_stems(paths).items(), start=1):
+    _write_png(legend, os.path.join(output_dir, LEGEND))
+    for done, (path, stem) in enumerate(stems.items(), start=1):
         source = os.path.join(base, path)
         try:
             image = read_image(source, max_pixels)
@@ -175,6 +180,18 @@ def output_stems(paths: Sequence[str]) -> dict[str, str]:
         taken.add(stem.casefold())
         stems[path] = stem
     return stems
+
+
+def _check_overwrites_no_input(base, stems, output_dir):
+    """Refuses results that would take the place of an input, a path below `base`."""
+    names = [LEGEND, *(stem + kind for stem in stems.values() for kind in KINDS)]
+    results = {os.path.realpath(os.path.join(output_dir, name)) for name in names}
+    for path in stems:
+        source = os.path.join(base, path)
+        if os.path.realpath(source) in results:
+            raise ValueError(
+                f"{source}: a result would take its place; choose another output_dir"
+            )
 
 
 def load_model(model_dir: str) -> Model:
@@ -324,9 +341,13 @@ def _write_pictures(
 ):
     os.makedirs(os.path.dirname(stem), exist_ok=True)
     colors = model.class_colors
-    _write_png(ids, f"{stem}_ids.png")
-    _write_png(visualize.colorize(ids, colors), f"{stem}_color.png")
-    _write_png(visualize.overlay(image, ids, colors, alpha), f"{stem}_overlay.png")
+    pictures = (
+        ids,
+        visualize.colorize(ids, colors),
+        visualize.overlay(image, ids, colors, alpha),
+    )
+    for picture, kind in zip(pictures, KINDS, strict=True):
+        _write_png(picture, stem + kind)
 
 
 def _write_png(picture: np.ndarray, path: str):

@@ -333,6 +333,24 @@ def test_a_full_disk_stops_and_one_bad_name_does_not(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("name", ["legend.png", "a_ids.png"])
+def test_no_photograph_is_replaced_by_a_result(model_dir, tmp_path, name):
+    photo = tmp_path / name
+    save(picture(), photo)
+    before = photo.read_bytes()
+    if name == "a_ids.png":  # beside the result of another photograph
+        inside = tmp_path / "in"
+        inside.mkdir()
+        save(picture(), inside / "a.png")
+        (inside / "b.png").symlink_to(photo)
+        given = inside
+    else:
+        given = photo
+    with pytest.raises(ValueError, match="a result would take its place"):
+        predict.predict(model_dir, str(given), str(tmp_path))
+    assert photo.read_bytes() == before
+
+
 def test_what_cannot_work_is_said_before_the_work(model_dir, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     save(picture(), photo)
