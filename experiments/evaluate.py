@@ -23,8 +23,9 @@ from absl import app, flags
 
 from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import Progress, show_own_messages
-from ss_gan_tf import checkpoints, input_pipeline, replicas, submission
+from ss_gan_tf import checkpoints, input_pipeline, replicas, strict_json, submission
 from ss_gan_tf.backbones import normalize
+from ss_gan_tf.config import RANGES
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.measures import METRICS, format_table
 from ss_gan_tf.messages import first_line, one_line
@@ -53,8 +54,8 @@ def define_flags():
         "eval_metrics",
         None,
         METRICS,
-        "Default: the run's own; full adds outlines, "
-        "granulation, large areas and calibration.",
+        "Default: the run's own, or that of a full result which is replaced; full adds "
+        "outlines, granulation, large areas and calibration.",
     )
     flags.DEFINE_enum(
         "distribute", "none", ["none", "mirrored"], "Images to all GPUs, or to one."
@@ -92,7 +93,8 @@ def evaluate_run(
         overlap: of sliding windows, in [0, 1); None for the run's own.
         scales: at which each image is seen; None for the run's own.
         flip: whether mirror images are averaged too; None for the run's own.
-        metrics_kind: "basic" or "full"; None for the run's own.
+        metrics_kind: "basic" or "full"; None for the run's own, or for full where the
+            result that will be replaced is.
         batch_size: images of one size in one forward pass.
         limit: first images only; 0 is all.
         submission_dir: gets the predictions for the benchmark's server; None writes
@@ -120,6 +122,18 @@ def evaluate_run(
     own = run.config
     scales = own.eval_scales if scales is None else tuple(scales)
     flip = own.eval_flip if flip is None else flip
+    _check_overlap(overlap, own.eval_mode if mode is None else mode)
+    kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
+    if mode not in (None, own.eval_mode):
+        kind += f"-{mode}"
+    if overlap not in (None, own.eval_overlap):
+        kind += f"-overlap{overlap:g}"
+    if scales != own.eval_scales:
+        kind += "".join(f"-x{scale:g}" for scale in scales)
+    if flip != own.eval_flip:
+        kind += "-flip" if flip else "-noflip"
+    path = os.path.join(workdir, "eval", split + kind, "metrics.json")
+    metrics_kind = metrics_kind or ("full" if _is_full(path) else own.eval_metrics)
     strategy = replicas.make_strategy(distribute)
     with strategy.scope():
         generator, info = checkpoints.load_generator(run, checkpoint)
@@ -143,7 +157,7 @@ def evaluate_run(
         batch_size=batch_size,
         progress=progress,
         on_prediction=write,
-        full=(metrics_kind or own.eval_metrics) == "full",
+        full=metrics_kind == "full",
         on_counts=kept.append,
         devices=replicas.devices(strategy),
     )
@@ -155,20 +169,28 @@ def evaluate_run(
         "limit": limit,
         **info,
     }
-    kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
-    if mode not in (None, own.eval_mode):
-        kind += f"-{mode}"
-    if overlap not in (None, own.eval_overlap):
-        kind += f"-overlap{overlap:g}"
-    if scales != own.eval_scales:
-        kind += "".join(f"-x{scale:g}" for scale in scales)
-    if flip != own.eval_flip:
-        kind += "-flip" if flip else "-noflip"
-    folder = os.path.join(workdir, "eval", split + kind)
-    write_per_image(kept[0], os.path.join(folder, "per_image.npz"))
-    path = os.path.join(folder, "metrics.json")
+    write_per_image(kept[0], os.path.join(os.path.dirname(path), "per_image.npz"))
     write_metrics(metrics, path)
     return metrics, path
+
+
+def _check_overlap(overlap, mode):
+    low, high = RANGES["eval_overlap"]
+    if overlap is not None and not low <= overlap <= high:
+        raise ValueError(f"eval_overlap={overlap}: must be in [{low}, {high}]")
+    if overlap is not None and mode != "sliding":
+        raise ValueError(
+            f"eval_overlap={overlap}: is that of windows, which eval_mode={mode} has "
+            "not; give --eval_mode=sliding"
+        )
+
+
+def _is_full(path):
+    """Whether a result has the full metrics, which a basic one would lose."""
+    try:
+        return "granulation" in strict_json.read(path)
+    except (OSError, ValueError):
+        return False
 
 
 def main(argv):

@@ -125,6 +125,20 @@ def test_settings_override_the_runs_own(workdir):
     )
 
 
+@pytest.mark.parametrize("overlap, mode", [(7.0, "sliding"), (0.5, None)])
+def test_an_overlap_that_cannot_be_or_does_nothing_is_refused(workdir, overlap, mode):
+    with pytest.raises(ValueError, match=f"eval_overlap={overlap}: "):
+        evaluate_run(workdir, split="val", mode=mode, overlap=overlap)
+
+
+def test_full_metrics_are_not_lost_to_basic_ones(workdir):
+    full, path = evaluate_run(workdir, split="val", limit=1, metrics_kind="full")
+    again, same_path = evaluate_run(workdir, split="val", limit=1)
+    assert again == full and same_path == path
+    basic, _ = evaluate_run(workdir, split="val", limit=1, metrics_kind="basic")
+    assert "granulation" not in basic  # as told
+
+
 def test_several_devices_change_no_figure(workdir):
     plain, path = evaluate_run(workdir, split="val", metrics_kind="full")
     again, same_path = evaluate_run(
