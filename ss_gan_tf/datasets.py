@@ -165,7 +165,13 @@ DATASETS = {
             "tvmonitor",
         ),
         class_colors=default_colors(21),
-        counts={"train": 1464, "trainaug": 10582, "val": 1449, "trainval": 2913},
+        counts={
+            "train": 1464,
+            "trainaug": 10582,
+            "val": 1449,
+            "trainval": 2913,
+            "test": 1456,
+        },
     ),
     # Cordts et al., Cityscapes (2016); Sec. 2.1.  Ids are the trainIds of its toolbox.
     # The masks of `test` are not public; `train_coarse` and `train_extra` are its

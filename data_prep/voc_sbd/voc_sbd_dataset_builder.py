@@ -35,6 +35,7 @@ SBD = downloads.Archive(
     home="http://home.bharathh.info/pubs/codes/SBD/download.html",
 )
 READY_MADE = "SegmentationClassAug"
+TEST = "VOC2012test.tar"  # of the evaluation server, for those who register there
 
 _LISTS = "ImageSets/Segmentation"
 _LISTED = ("train", "val")
@@ -52,6 +53,7 @@ class Builder(PairBuilder):
     FACTS = DATASETS["voc_sbd"]
     COMPOSED = {"trainaug": ("train", "sbd"), "trainval": ("train", "val")}
     HIDDEN = ("sbd",)
+    OPTIONAL = ("test",)
     ORIENTED = False  # the masks were drawn on the pixels as stored
     DOWNLOADABLE = True
 
@@ -75,6 +77,9 @@ class Builder(PairBuilder):
             listed, masks = self._ready_made.keys(), self._ready_made
         if listed:
             plan["sbd"] = self._pairs(sorted(listed - taken), jpegs, masks)
+        if test := self._test_pairs(source, voc):
+            plan["test"] = test
+            self.info.metadata["unlabelled_splits"] = ["test"]
         self._compared, self._differing = [], []
         return plan
 
@@ -140,7 +145,30 @@ class Builder(PairBuilder):
                 raise SourceError(f"{there}{missing} of {image_id} is missing.")
         return pairs
 
-    def _read_label(self, pair: Pair) -> np.ndarray:
+    def _test_pairs(self, source: Path, voc: Files) -> list[Pair]:
+        """Images of VOC test, whose masks are not public; none if they are not there.
+
+        Extracted over VOCdevkit, or in their archive.
+        """
+        path, name = source / TEST, f"{_LISTS}/test.txt"
+        if path.exists():
+            found = archives.list_tar(path)
+            root = archives.find_root(found, name)
+            if root is None:
+                raise SourceError(f"{path}: {name} is missing.")
+            voc = archives.below(found, root)
+        if name not in voc:
+            return []
+        jpegs = by_id(voc, "JPEGImages")
+        ids = read_list(voc[name])
+        missing = [image_id for image_id in ids if image_id not in jpegs]
+        if missing and len(missing) < len(ids) and not self._allow_partial:
+            raise SourceError(f"{voc[name].where}: image of {missing[0]} is missing.")
+        return [Pair(each, jpegs[each], None) for each in ids if each in jpegs]
+
+    def _read_label(self, pair: Pair) -> np.ndarray | None:
+        if pair.label is None:
+            return None
         if pair.label.suffix != ".mat":
             return super()._read_label(pair)
         label = read_mat(pair.label, self.FACTS.num_classes)

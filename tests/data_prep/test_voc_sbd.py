@@ -3,6 +3,7 @@
 import io
 import pathlib
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -105,6 +106,36 @@ def test_splits_and_masks(draw_voc, layouts, prepared, tmp_path, packed):
         for image_id, (image, _) in {**trainaug, **trainval}.items():
             jpeg = source / VOC / "JPEGImages" / f"{image_id}.jpg"
             assert image == jpeg.read_bytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_voc_test_is_optional_and_has_no_labels(draw_voc, prepared, tmp_path, packed):
+    ids = ["2008_000006", "2008_000011"]
+    source = draw_voc(tmp_path / "source")
+    place = (tmp_path / "elsewhere" if packed else source) / VOC
+    for folder in ("ImageSets/Segmentation", "JPEGImages"):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+    (place / "ImageSets/Segmentation/test.txt").write_text("\n".join(ids))
+    drawn = next((source / VOC / "JPEGImages").iterdir())
+    for image_id in ids:
+        shutil.copy(drawn, place / "JPEGImages" / f"{image_id}.jpg")
+    if packed:
+        with tarfile.open(source / "VOC2012test.tar", "w") as archive:
+            archive.add(tmp_path / "elsewhere" / "VOCdevkit", "VOCdevkit")
+    opened, _ = prepared(source)
+    assert opened.split_sizes == SIZES | {"test": 2}
+    assert opened.unlabelled_splits == ("test",)
+    test = stored(opened, "test")
+    assert list(test) == ids and all((label == 255).all() for _, label in test.values())
+
+
+def test_a_list_of_voc_test_without_its_images_is_no_split(source, prepared, fails):
+    (source / LISTS / "test.txt").write_text("2008_000006\n2008_000011\n")
+    opened, _ = prepared(source)
+    assert "test" not in opened.split_sizes
+    images = source / VOC / "JPEGImages"
+    shutil.copy(next(images.iterdir()), images / "2008_000006.jpg")
+    fails("test.txt", "2008_000011", "missing", allow_partial=False)
 
 
 def test_composed_splits_take_no_room(source, prepared):
