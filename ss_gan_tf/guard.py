@@ -33,6 +33,7 @@ CHANCE_PAIRED = 0.58  # paired accuracy near chance
 WINS_PAIRED = 0.995  # paired accuracy of an adversary that has won outright
 REJECTED = 0.01  # d of the predictions of such a one
 IDLE_STEPS = 200  # steps after which it should have learnt something
+LEAST_SCALE = 2.0**-10  # of a loss; float16's largest number would be 6e7 there
 MANY_SKIPPED = 0.15  # share of skipped updates that one bad batch does not explain
 LOWER = 0.1  # factor on the adversary's weight, or on its rate, at each way back
 
@@ -146,6 +147,7 @@ class Guard:
         state, waiting, self._waiting = self.state, self._waiting, []
         for scalars in waiting:
             values = {name: float(value) for name, value in scalars.items()}
+            values |= _finite_under_a_scale(values)
             finite = [v for name, v in values.items() if name.startswith("finite/")]
             state["skipped"] += sum(value < 1 for value in finite)
             state["steps"] += 1
@@ -229,6 +231,20 @@ def _rejects_all(term: float) -> bool:
     ln(1 - d), never positive, in the other, whose gradient vanishes with it.
     """
     return term > -math.log(REJECTED) or math.log(1 - REJECTED) < term < 0
+
+
+def _finite_under_a_scale(values: dict[str, float]) -> dict[str, float]:
+    """finite/NAME where a loss scale skips overflows, which are none of our business.
+
+    A loss that is not finite is, and a scale that fell as if everything overflowed.
+    """
+    losses = [value for name, value in values.items() if name.startswith("loss/")]
+    computed = all(map(math.isfinite, losses))
+    return {
+        f"finite/{part}": float(computed and values[name] >= LEAST_SCALE)
+        for part in ("generator", "adversary")
+        if (name := f"loss_scale/{part}") in values
+    }
 
 
 def _fresh_means() -> dict:

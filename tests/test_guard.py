@@ -37,6 +37,27 @@ def feed(watching, num_steps, **changes):
     return watching.decide(True)
 
 
+def test_a_loss_scale_that_finds_its_place_is_no_alarm():
+    watching = make()
+    for scale in (2.0**15, 2.0**14, 2.0**13, 2.0**12):
+        assert feed(watching, 10, loss_scale__generator=scale) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss__mce": float("nan"), "loss_scale__generator": 2.0**15},
+        {"loss__loss_d": float("inf"), "loss_scale__adversary": 2.0**15},
+        {"loss_scale__generator": 2.0**-20},
+    ],
+)
+def test_under_a_loss_scale_too_a_run_that_stands_still_is_an_alarm(changes):
+    watching = make()
+    assert feed(watching, 5, **changes).action == "note"
+    decision = feed(watching, 20, **changes)
+    assert (decision.action, decision.alarm) == ("back", "not_finite")
+
+
 def test_good_numbers_raise_nothing():
     watching = make()
     assert feed(watching, 500) is None
