@@ -18,7 +18,13 @@ import tensorflow as tf
 
 from ss_gan_tf import strict_json
 from ss_gan_tf.backbones import load_imagenet
-from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
+from ss_gan_tf.config import (
+    BOOKKEEPING,
+    EVALUATION,
+    EXECUTION,
+    Config,
+    differences,
+)
 from ss_gan_tf.generator import build_generator
 from ss_gan_tf.messages import first_line
 from ss_gan_tf.states import UNREADABLE, numbers
@@ -98,17 +104,14 @@ def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
             f"{list(old.class_names)}, the data set has {len(class_names)} "
             f"{list(class_names)}; choose another --workdir"
         )
-    differences = [
-        f"{field.name}={getattr(old.config, field.name)!r} there, "
-        f"{getattr(config, field.name)!r} now"
-        for field in dataclasses.fields(Config)
-        if field.name not in BOOKKEEPING + EXECUTION
-        and getattr(old.config, field.name) != getattr(config, field.name)
-    ]
-    if differences:
+    found = differences(old.config, config, ignored=BOOKKEEPING + EXECUTION)
+    if found:
+        told = [f"{name}={a!r} there, {b!r} now" for name, (a, b) in found.items()]
+        hint = "choose another --workdir"
+        if set(found) <= set(EVALUATION):
+            hint += ", or evaluate its end with experiments.evaluate"
         raise ValueError(
-            f"{workdir}: holds a run with other settings ({'; '.join(differences)}); "
-            "choose another --workdir"
+            f"{workdir}: holds a run with other settings ({'; '.join(told)}); {hint}"
         )
 
 

@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ss_gan_tf import checkpoints, metrics, results
+from ss_gan_tf import checkpoints, config_rules, metrics, results
 from ss_gan_tf.bootstrap import paired_difference, seed_spread
-from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
-from ss_gan_tf.per_image import PerImage, read_per_image
+from ss_gan_tf.config import BOOKKEEPING, EVALUATION, EXECUTION, Config, differences
+from ss_gan_tf.per_image import PerImage, check_same_images, read_per_image
 
 # In what a fair pair may differ: A's own settings, and what changes no weight.
 # Only an adversarial run goes back by it.
 GUARD = ("guard", "guard_retries", "guard_miou_drop")
 MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *GUARD, *BOOKKEEPING, *EXECUTION}
+MAY_DIFFER |= {*EVALUATION}  # evaluations say themselves how they were made
+
+# What two evaluations must share, as metrics.json has it.
+SAME_EVALUATION = ("mode", "window", "overlap", "scales", "flip", "partial")
 
 
 # --- Runs --------------------------------------------------------------------
@@ -168,12 +172,32 @@ class Comparison:
         ]
 
     def unfair(
-        self, group: tuple[str, str], against: str, of: str = "adversarial"
+        self,
+        group: tuple[str, str],
+        against: str,
+        kind: str,
+        of: str = "adversarial",
     ) -> list[str]:
-        """Settings in which two roles differ, but should not."""
+        """Settings in which two roles differ, but should not.
+
+        Args:
+            group: (data set, backbone).
+            against: a role.
+            kind: of the evaluation.
+            of: a role, or a variant.
+
+        Returns:
+            Fields of Config, and of metrics.json as "evaluation NAME".
+        """
         found = []
         for ours, other in self._pairs(group, of, against):
             found += unfair_differences(ours.config, other.config)
+            figures = [result.metrics.get(kind, {}) for result in (ours, other)]
+            found += [
+                f"evaluation {name}"
+                for name in SAME_EVALUATION
+                if all(figures) and figures[0].get(name) != figures[1].get(name)
+            ]
         return list(dict.fromkeys(found))
 
     def _pairs(self, group, of, against) -> list[tuple[Result, Result]]:
@@ -186,13 +210,16 @@ class Comparison:
 
 
 def unfair_differences(first: Config, second: Config) -> list[str]:
-    """Names of the settings that two runs of phase 2 should share, but do not."""
-    return [
-        field.name
-        for field in dataclasses.fields(Config)
-        if field.name not in MAY_DIFFER
-        and getattr(first, field.name) != getattr(second, field.name)
-    ]
+    """Names of the settings that two runs should share, but do not.
+
+    Of those of a phase that one of them has not, none is.
+    """
+    ignored = {*MAY_DIFFER}
+    if not (first.uses_phase2 and second.uses_phase2):
+        ignored |= {"arm", "init_generator", *config_rules.PHASE2}
+        if first.init_generator or second.init_generator:
+            ignored |= {*config_rules.PHASE1}
+    return list(differences(first, second, ignored))
 
 
 # --- Gains -------------------------------------------------------------------
@@ -230,12 +257,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def conclude(gains: Sequence[Gain], against: str) -> str:
-    """What may be said, by rules that were fixed before the runs.
+    """What may be said, by rules that do not look at the runs.
 
     - No pair of runs: not measured.
     - One seed: a lead, not a result, whatever its interval says.
-    - The interval over images excludes 0 on the same side for every seed, and the mean
-      over seeds is more than two standard errors from 0: a gain, or a loss.
+    - The interval over images excludes 0 on the same side for every seed, and so does
+      Student's interval of the mean over seeds: a gain, or a loss.
     - Otherwise: no difference shown.
 
     Args:
@@ -247,21 +274,21 @@ def conclude(gains: Sequence[Gain], against: str) -> str:
     """
     if not gains:
         return f"Against {against}: not measured."
-    mean, error = mean_and_error([gain.points for gain in gains])
-    if error is None:
-        return (
-            f"Against {against}: a lead, not a result ({mean:+.2f} points, one seed)."
-        )
-    figures = f"{mean:+.2f} points, standard error {error:.2f}, {len(gains)} seeds"
+    seeds = seed_spread([gain.points for gain in gains])
+    mean = f"{seeds.mean:+.2f} points"
+    if seeds.num_pairs == 1:
+        return f"Against {against}: a lead, not a result ({mean}, one seed)."
+    span = f"{seeds.low:+.2f} to {seeds.high:+.2f}"
+    figures = f"{mean}, 95 % interval over {seeds.num_pairs} seeds {span}"
     intervals = [gain.interval for gain in gains]
     if None in intervals:
         return (
             f"Against {against}: no difference shown ({figures}; without counts of "
             "each image there is no interval)."
         )
-    if all(low > 0 for low, _ in intervals) and mean > 2 * error:
+    if all(low > 0 for low, _ in intervals) and seeds.low > 0:
         return f"A gain over {against} ({figures}; no seed's interval holds 0)."
-    if all(high < 0 for _, high in intervals) and mean < -2 * error:
+    if all(high < 0 for _, high in intervals) and seeds.high < 0:
         return f"A loss against {against} ({figures}; no seed's interval holds 0)."
     return f"Against {against}: no difference shown ({figures})."
 
@@ -282,9 +309,9 @@ def telling_images(ours: PerImage, other: PerImage) -> dict[str, tuple[str, floa
         name that comes first.
 
     Raises:
-        ValueError: the images are not the same.
+        ValueError: the images are not the same, or their truth is not.
     """
-    _check_same_images(ours, other)
+    check_same_images(ours, other)
     mious = (
         np.array([metrics.mean_iou(matrix) for matrix in images.counts["confusion"]])
         for images in (ours, other)
@@ -305,13 +332,8 @@ def interval(ours: PerImage, other: PerImage) -> tuple[float, float]:
     """95 % interval of a difference of mIoU in points, by the paired bootstrap.
 
     Raises:
-        ValueError: the images are not the same.
+        ValueError: the images are not the same, or their truth is not.
     """
-    _check_same_images(ours, other)
+    check_same_images(ours, other)
     found = paired_difference(other.counts["confusion"], ours.counts["confusion"])
     return 100 * found.low, 100 * found.high
-
-
-def _check_same_images(ours, other):
-    if ours.names != other.names:
-        raise ValueError("two runs were evaluated on different images of one split")

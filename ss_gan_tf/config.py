@@ -8,6 +8,9 @@ WORKSPACE.md names the modules that read a `Config`; all others take plain argum
 
 import dataclasses
 import json
+import os
+from collections.abc import Collection
+from typing import Any
 
 from ss_gan_tf import config_rules, strict_json
 
@@ -246,6 +249,30 @@ class Config:
         return cls(**values)
 
 
+def differences(
+    first: Config, second: Config, ignored: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two runs differ, with both values.
+
+    Args:
+        first: one run.
+        second: another.
+        ignored: fields that do not count.
+
+    Returns:
+        name -> (first's, second's); two spellings of one path are no difference.
+    """
+    found = {}
+    for field in dataclasses.fields(Config):
+        pair = getattr(first, field.name), getattr(second, field.name)
+        if field.name in ignored or pair[0] == pair[1]:
+            continue
+        is_path = field.name in config_rules.PATHS and all(pair)
+        if not (is_path and os.path.realpath(pair[0]) == os.path.realpath(pair[1])):
+            found[field.name] = pair
+    return found
+
+
 def _require(condition: bool, name: str, value, rule: str):
     if not condition:
         raise config_rules.refusal(name, value, rule)
@@ -311,14 +338,20 @@ RANGES = {
 # dropout, and what batch normalisation that trains sees at a time.
 EXECUTION = ("jit_compile", "accumulate_steps", "distribute", "deterministic")
 
-# Fields that change what is written and when, but no weight.
-BOOKKEEPING = (
+# Fields that change what a validation measures. Best checkpoints and the guard compare
+# validations, so a run keeps them to its end.
+EVALUATION = (
     "eval_mode",
     "eval_window",
     "eval_overlap",
     "eval_scales",
     "eval_flip",
     "eval_limit",
+)
+
+# Fields that change what is written and when, but no weight; with a guard `eval_every`
+# says when it may heed a validation.
+BOOKKEEPING = (
     "eval_metrics",
     "log_every",
     "eval_every",

@@ -83,11 +83,9 @@ def last_validations(run_dir: str, config: Config, count: int) -> dict[str, Any]
         ValueError: the guard's file is damaged.
     """
     outcome = guard_outcome(run_dir)
-    begin = 0
-    if outcome["last_step"] is not None:
-        # Curves count G's steps over both phases, the guard those of phase 2.
-        earlier = 0 if config.init_generator else config.phase1_steps
-        begin = earlier + outcome["last_step"]
+    # Curves count G's steps over both phases, the guard those of phase 2.
+    has_both = config.uses_phase2 and not config.init_generator
+    begin = (config.phase1_steps if has_both else 0) + (outcome["last_step"] or 0)
     curve = summaries.read_scalars(run_dir, ["val/miou"])["val/miou"]
     points = [(step, value) for step, value in curve if step > begin][-count:]
     if outcome["ended"]:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ss_gan_tf import checkpoints, config_rules, results
-from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config
+from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config, differences
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
 
@@ -169,7 +169,7 @@ def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
             for role, variant in roles:
                 changes: dict[str, Any] = {"arm": backbone}
                 if role != "phase1":
-                    path = os.path.join(workdir, start)
+                    path = os.path.abspath(os.path.join(workdir, start))
                     changes = {"arm": f"{backbone}_g", "init_generator": path}
                 if role == "control":
                     changes["lambda_on"] = "generator"  # its flag is not passed on
@@ -242,17 +242,21 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
     write_study(study, workdir)
 
     def call(program, *flags):
-        code, seconds = _call([*program, *flags], os.path.join(workdir, log))
+        code = _call([*program, *flags], os.path.join(workdir, log))
         entry["exit_code"] = code
         entry["status"] = "running" if code == 0 else f"failed: exit code {code}"
-        return code == 0, seconds
+        return code == 0
 
     data = f"--data_dir={settings.data_dir}"
     if not entry.get("trained"):
         flags = [*train_flags(run, settings), data, f"--workdir={folder}"]
-        trained, seconds = call(train, *flags)
-        # A run that failed and was continued took the sum.
-        entry["train_seconds"] = entry.get("train_seconds", 0.0) + round(seconds, 3)
+        start = time.monotonic()
+        try:
+            trained = call(train, *flags)
+        finally:  # a run that was stopped or failed, and was continued, took the sum
+            seconds = round(time.monotonic() - start, 3)
+            entry["train_seconds"] = entry.get("train_seconds", 0.0) + seconds
+            write_study(study, workdir)
         if not trained:
             return
         entry["trained"] = True
@@ -270,8 +274,7 @@ def _make(run, entry, settings, workdir, train, evaluate, study):
             flags += [f"--checkpoint={checkpoint}", *settings.evaluate_flags]
             same = checkpoint == "best" and _best_is_last(folder)
             if not (same and _copy_evaluation(folder, split, key)):
-                evaluated, _ = call(evaluate, *flags)
-                if not evaluated:
+                if not call(evaluate, *flags):
                     return
             entry["metrics"][key] = results.read_metrics(folder, key)
             write_study(study, workdir)
@@ -345,13 +348,12 @@ def _is_finished(entry, settings) -> bool:
     return bool(entry.get("trained")) and wanted <= set(entry["metrics"])
 
 
-def _call(command: Sequence[str], log_path: str) -> tuple[int, float]:
-    """Runs a program to its end; (exit code, seconds). What it prints is kept."""
+def _call(command: Sequence[str], log_path: str) -> int:
+    """Runs a program to its end; its exit code. What it prints is kept."""
     os.makedirs(os.path.dirname(log_path), exist_ok=True)
     with open(log_path, "a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
-        start = time.monotonic()
         program = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             code = program.wait()
@@ -360,7 +362,7 @@ def _call(command: Sequence[str], log_path: str) -> tuple[int, float]:
             program.wait()
             raise
         log.write(f"exit code {code}\n\n")
-    return code, time.monotonic() - start
+    return code
 
 
 # --- What came of it ---------------------------------------------------------
@@ -420,19 +422,18 @@ def open_study(settings, workdir) -> dict[str, Any]:
     except ValueError as error:
         path = os.path.join(workdir, "study.json")
         raise ValueError(f"{path}: settings are damaged ({error})") from error
-    differences = [
+    ignored = (*BOOKKEEPING, *EXECUTION, *RESERVED)
+    found = [
         f"{name}={there!r} there, {here!r} now"
-        for name, here in dataclasses.asdict(settings.config).items()
-        if name not in (*BOOKKEEPING, *EXECUTION, *RESERVED)
-        and (there := getattr(before, name)) != here
+        for name, (there, here) in differences(before, settings.config, ignored).items()
     ]
-    differences += [
+    found += [
         f"{name}={old['settings'][name]!r} there, {told[name]!r} now"
         for name in ("evaluate_flags", "last_validations")
         if old["settings"][name] != told[name]
     ]
     variants = old["settings"].get("variants", {})
-    differences += [
+    found += [
         f"variant {name}: {' '.join(variants[name])} there, {' '.join(flags)} now"
         for name, flags in told["variants"].items()
         if variants.get(name, flags) != flags
@@ -444,9 +445,9 @@ def open_study(settings, workdir) -> dict[str, Any]:
     told["placebos"] |= before["placebos"]
     for name in ("backbones", "splits"):
         told[name] = list(dict.fromkeys([*map(str, before[name]), *told[name]]))
-    if differences:
+    if found:
         raise ValueError(
-            f"{workdir}: holds a study with other settings ({'; '.join(differences)}); "
+            f"{workdir}: holds a study with other settings ({'; '.join(found)}); "
             "choose another --workdir"
         )
     return study | {"runs": old["runs"]}

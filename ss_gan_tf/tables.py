@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ss_gan_tf import comparison, paper, results
+from ss_gan_tf.bootstrap import seed_spread
 from ss_gan_tf.comparison import Comparison, Result
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.datasets import DATASETS
@@ -61,7 +62,7 @@ class Tables:
                     continue
                 name = NAMES[role]
                 text = comparison.conclude(gains, name)
-                unfair = self.compared.unfair(group, role) if role != "phase1" else ()
+                unfair = self.compared.unfair(group, role, self.split)
                 if unfair:
                     text = (
                         f"Against {name}: not comparable, the runs differ in "
@@ -76,8 +77,9 @@ class Tables:
             Text(
                 "Rules: a single seed is a lead, never a result. A gain or a loss "
                 "needs an interval over images (paired bootstrap, 95 %) that excludes "
-                "0 on the same side for every seed, and a mean over seeds of more than "
-                "two standard errors. All else is no difference shown."
+                "0 on the same side for every seed, and a mean over seeds whose "
+                "interval (Student's t, 95 %) does so too. All else is no difference "
+                "shown."
             )
         )
         return blocks
@@ -172,13 +174,13 @@ class Tables:
                         ]
                     )
                 if len(gains) > 1:
-                    mean, error = comparison.mean_and_error([g.points for g in gains])
+                    seeds = seed_spread([gain.points for gain in gains])
                     rows.append(
                         [
                             NAMES[role],
                             "mean",
-                            signed(mean),
-                            f"standard error {error:.2f}",
+                            signed(seeds.mean),
+                            f"{interval((seeds.low, seeds.high))} over seeds",
                             signed(statistics.fmean(g.points for g in best))
                             if best
                             else DASH,

@@ -29,7 +29,7 @@ from ss_gan_tf import (
     summaries,
 )
 from ss_gan_tf.backbones import MEAN_RGB, normalize
-from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.config import BOOKKEEPING, EVALUATION, Config
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.input_pipeline import open_dataset, to_model, train_batches
@@ -105,8 +105,11 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     """`train`, in a folder of its own."""
     # --- Data ----------------------------------------------------------------
     data = open_dataset(config.dataset, data_dir)
-    for split in (config.train_split, config.val_split):
+    for field in ("train_split", "val_split"):
+        split = getattr(config, field)
         data.source(split)  # an unknown split is an error before the long work
+        if split in data.unlabelled_splits:
+            raise ValueError(f"{field}={split}: {config.dataset}'s has no labels")
 
     # --- Models and optimizers -----------------------------------------------
     resumes = checkpoints.has_checkpoint(workdir)
@@ -178,7 +181,8 @@ class _Training:
             return [stage.name for stage in self.plan].index(self.state.stage)
         self.writer.text("config", self.config.to_json())
         settings = dataclasses.asdict(self.config)
-        self.writer.hparams({k: settings[k] for k in settings.keys() - BOOKKEEPING})
+        told = settings.keys() - {*BOOKKEEPING, *EVALUATION}
+        self.writer.hparams({name: settings[name] for name in told})
         return 0
 
     def _stop_if_asked(self, stage, step, is_saved=False):

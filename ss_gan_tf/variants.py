@@ -112,7 +112,7 @@ def _conclusion(made, group, name) -> str:
     text = f"Chosen on {made.val}: {name}. "
     if made.split == made.val:
         return text + "The choice flatters its gain there, and no other split was read."
-    if unfair := made.compared.unfair(group, "control", of=name):
+    if unfair := made.compared.unfair(group, "control", made.split, of=name):
         return text + f"Not comparable, the runs differ in {', '.join(unfair)} too."
     gains = made.compared.gains(group, "control", made.split, of=name)
     return f"{text}On {made.split}: {comparison.conclude(gains, NAMES['control'])}"

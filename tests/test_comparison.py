@@ -28,17 +28,20 @@ def compare(*workdirs):
         ([], "not measured"),
         ([Gain(0, 3.0, (2.0, 4.0))], "a lead, not a result"),
         ([Gain(0, -3.0, None)], "a lead, not a result"),
-        # Mean 2, s = 0.1, standard error 0.07: every interval and the mean are clear.
+        # Mean 2, s = 0.1, t of 2 degrees 4.30: 4.30 * 0.1 / sqrt(3) = 0.25.
         ([Gain(0, 1.9, (1.0, 3.0)), Gain(1, 2.0, (0.1, 4.0)), Gain(2, 2.1, (1, 3))],
          "A gain over the control"),
+        # t of 1 degree 12.71: 12.71 * 0.14 / sqrt(2) = 1.27.
         ([Gain(0, -1.9, (-3, -1.0)), Gain(1, -2.1, (-4, -0.1))],
          "A loss against the control"),
+        # Twice the standard error of 0.29 is below the mean of 0.91, 4.30 times is not.
+        ([Gain(0, 1.02, (0.8, 1.2)), Gain(1, 0.37, (0.2, 0.5)), Gain(2, 1.35, (1, 2))],
+         "no difference shown"),
         # One interval holds 0.
         ([Gain(0, 1.9, (1.0, 3.0)), Gain(1, 2.1, (-0.1, 4.0))], "no difference shown"),
         # Intervals on different sides.
         ([Gain(0, 1.9, (1, 3)), Gain(1, -2.1, (-3, -1))], "no difference shown"),
-        # Every interval is clear, but the seeds scatter: mean 2, standard error
-        # sqrt(2) * 1.5 / sqrt(2) = 1.5, and 2 < 3.
+        # Every interval is clear, but the seeds scatter.
         ([Gain(0, 0.5, (0.1, 0.9)), Gain(1, 3.5, (3.0, 4.0))], "no difference shown"),
         # No counts of each image.
         ([Gain(0, 1.9, None), Gain(1, 2.1, (1.0, 3.0))], "without counts"),
@@ -49,10 +52,24 @@ def test_conclusions(gains, verdict):
 
 
 def test_conclusions_name_the_figures():
-    # s = 1 and the standard error 1 / sqrt(2) = 0.71 for 4 and 4 + sqrt(2).
-    gains = [Gain(0, 4.0, (3, 5)), Gain(1, 4.0 + 2**0.5, (3, 7))]
+    # s = 1 for 4, 5 and 6; 4.3027 / sqrt(3) = 2.484.
+    gains = [Gain(seed, 4.0 + seed, (3, 7)) for seed in range(3)]
     text = conclude(gains, "phase 1")
-    assert "A gain over phase 1 (+4.71 points, standard error 0.71, 2 seeds" in text
+    figures = "+5.00 points, 95 % interval over 3 seeds +2.52 to +7.48"
+    assert text == f"A gain over phase 1 ({figures}; no seed's interval holds 0)."
+
+
+def test_how_often_no_effect_is_called_one():
+    """Where seeds differ by luck alone, one in twenty is taken for an effect."""
+    draws = np.random.default_rng(0)
+    for num_seeds in (2, 3, 5):
+        found = [
+            conclude(
+                [Gain(s, x, (x - 1e-3, x + 1e-3)) for s, x in enumerate(points)], "it"
+            )
+            for points in draws.normal(size=(1000, num_seeds))
+        ]
+        assert sum("no difference" not in text for text in found) <= 65
 
 
 def test_mean_and_error_by_hand():
@@ -107,7 +124,7 @@ def test_without_counts_there_is_no_interval(fake_run):
 
 def test_different_images_are_refused(fake_run):
     compared = compare(fake_run("a", [0.9, 0.9]), fake_run("c", [0.8], lambda_adv=0.0))
-    with pytest.raises(ValueError, match="different images"):
+    with pytest.raises(ValueError, match="images differ: 2 and 1"):
         compared.gains(GROUP, "control", "test")
 
 
@@ -122,6 +139,44 @@ def test_a_pair_may_differ_in_the_adversary_alone():
         "init_generator",
         "phase2_steps",
     ]
+
+
+def test_a_phase_1_of_another_network_is_unfair():
+    ours = Config(init_generator="X", lambda_adv=0.1)
+    phase1 = Config(arm="vgg16", phase1_steps=7, guard=True)
+    assert comparison.unfair_differences(ours, phase1) == []
+    other = dataclasses.replace(phase1, crop_size=64)
+    assert comparison.unfair_differences(ours, other) == ["crop_size"]
+    alone = dataclasses.replace(ours, init_generator="")
+    assert comparison.unfair_differences(alone, phase1) == ["phase1_steps"]
+
+
+def test_two_spellings_of_a_path_are_fair(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = Config(init_generator="STUDY/seed0/phase1")
+    second = Config(init_generator=str(tmp_path / "STUDY" / "." / "seed0" / "phase1"))
+    assert comparison.unfair_differences(first, second) == []
+    assert comparison.unfair_differences(first, Config(init_generator="S")) != []
+
+
+def test_evaluations_of_another_kind_are_unfair(fake_run):
+    ours, other = fake_run("a", [0.9]), fake_run("c", [0.8], lambda_adv=0.0)
+    for path, scales in ((ours, [1.0, 1.25]), (other, [1.0])):
+        file = pathlib.Path(path, "eval", "test", "metrics.json")
+        told = {"mode": "whole", "scales": scales, "flip": False}
+        file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    compared = compare(ours, other)
+    assert compared.unfair(GROUP, "control", "test") == ["evaluation scales"]
+    assert compared.unfair(GROUP, "control", "test-best") == []
+
+
+def test_another_truth_of_the_same_images_is_refused(fake_run):
+    paths = fake_run("a", [0.9, 0.8]), fake_run("c", [0.8, 0.8], lambda_adv=0.0)
+    compared = compare(*paths)
+    counts = compared.get(GROUP, 0, "control").counts["test"].counts["confusion"]
+    counts[1, 0, 0] += 1
+    with pytest.raises(ValueError, match="image1: the truth differs"):
+        compared.gains(GROUP, "control", "test")
 
 
 def test_two_runs_of_one_place_are_refused(fake_run):

@@ -8,6 +8,7 @@ from ss_gan_tf.config import (
     ARMS,
     BOOKKEEPING,
     CHOICES,
+    EVALUATION,
     EXECUTION,
     PRESETS,
     RANGES,
@@ -111,7 +112,7 @@ def test_nonsense_is_refused_in_one_line_that_names_the_field(values):
 
 def test_ranges_and_choices_name_fields_and_hold_the_defaults():
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    assert {*CHOICES, *RANGES, *BOOKKEEPING, *EXECUTION} <= set(fields)
+    assert {*CHOICES, *RANGES, *EVALUATION, *BOOKKEEPING, *EXECUTION} <= set(fields)
     assert not set(CHOICES) & set(RANGES)
     numbers = {n for n, f in fields.items() if f.type in (int, float)}
     assert numbers == set(RANGES)

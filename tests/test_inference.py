@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from ss_gan_tf import inference
-from ss_gan_tf.config import BOOKKEEPING, Config
+from ss_gan_tf.config import EVALUATION, Config
 
 MEAN = 120.0
 
@@ -370,8 +370,8 @@ def test_nonsense_scales_are_refused(scales):
         Config(eval_scales=scales)
 
 
-def test_views_are_a_runs_bookkeeping_and_survive_json():
-    assert {"eval_scales", "eval_flip"} <= set(BOOKKEEPING)
+def test_views_belong_to_a_runs_validations_and_survive_json():
+    assert {"eval_scales", "eval_flip"} <= set(EVALUATION)
     config = Config(eval_scales=[1, 1.5], eval_flip=True)
     assert config.eval_scales == (1.0, 1.5)
     assert Config.from_json(config.to_json()) == config

@@ -52,6 +52,8 @@ ALONE = Config(init_generator="RUN")
 def test_last_validations_leave_the_start_out(curve):
     two = results.last_validations(curve[0], ALONE, 2)
     assert two["mean"] == pytest.approx(0.4) and two["steps"] == [20, 30]
+    both = Config(phase1_steps=10)  # of one run, whose phase 1 is the curve's start
+    assert results.last_validations(curve[0], both, 9)["steps"] == [20, 30]
     many = results.last_validations(curve[0], ALONE, 9)
     assert many["mean"] == pytest.approx(0.3) and many["count"] == 3
     assert many["guard"] == {"ways_back": 0, "ended": False, "last_step": None}

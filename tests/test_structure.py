@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "study": {"checkpoints", "config", "config_rules", "machine", "results"},
     "results": {"config", "config_rules", "strict_json", "summaries"},
     "comparison": {
-        "bootstrap", "checkpoints", "config", "metrics", "per_image", "results",
+        "bootstrap", "checkpoints", "config", "config_rules", "metrics", "per_image",
+        "results",
     },
     "report": {
         "comparison", "config", "config_rules", "figures", "page", "panels",
@@ -57,7 +58,8 @@ MAY_IMPORT = {
     },
     "variants": {"comparison", "page", "tables", "words"},
     "tables": {
-        "comparison", "config", "datasets", "page", "paper", "results", "words",
+        "bootstrap", "comparison", "config", "datasets", "page", "paper", "results",
+        "words",
     },
     "panels": {
         "backbones", "checkpoints", "inference", "input_pipeline", "visualize",

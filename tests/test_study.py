@@ -118,7 +118,7 @@ def test_every_seed_and_backbone_has_one_phase_1_and_all_else_starts_from_it():
         start = f"{seed}/{backbone}/phase1"
         assert run.needs == (None if role == "phase1" else start)
         if run.needs:
-            assert run.config.init_generator == f"STUDY/{start}"
+            assert run.config.init_generator == os.path.abspath(f"STUDY/{start}")
     assert runs[1].config.is_control and not runs[2].config.is_control
     assert [run.config.placebo for run in runs[2:5]] == [
         "none",
@@ -141,7 +141,8 @@ def test_each_run_is_told_what_it_uses():
         set(study.train_flags(run, told)) for run in study.plan(told, "S")
     )
     common = {"--preset=smoke", "--noflip", "--seed=0"}
-    start = {"--arm=vgg16_g", "--init_generator=S/seed0/vgg16/phase1"}
+    place = os.path.abspath("S/seed0/vgg16/phase1")
+    start = {"--arm=vgg16_g", f"--init_generator={place}"}
     phase2 = common | start | {"--phase2_steps=5"}
     assert phase1 == common | {"--arm=vgg16", "--phase1_steps=7"}
     assert control == phase2 | {"--lambda_adv=0.0"}
@@ -186,9 +187,10 @@ def test_variants_share_phase_1_and_control():
     assert names(runs)[5:7] == ["seed0/vgg16/ratio0.1", "seed0/vgg16/fixed"]
     *_, ratio, fixed = runs
     assert (ratio.role, ratio.needs) == ("adversarial", "seed1/vgg16/phase1")
-    assert ratio.config.init_generator == "S/seed1/vgg16/phase1"
+    assert ratio.config.init_generator == os.path.abspath("S/seed1/vgg16/phase1")
     assert ratio.config.gradient_ratio == 0.1 and ratio.config.seed == 1
-    start = ["--arm=vgg16_g", "--seed=1", "--init_generator=S/seed1/vgg16/phase1"]
+    place = os.path.abspath("S/seed1/vgg16/phase1")
+    start = ["--arm=vgg16_g", "--seed=1", f"--init_generator={place}"]
     common = ["--preset=smoke", "--phase2_steps=5"]
     # The last of two equal flags counts.
     assert study.train_flags(ratio, told) == [
@@ -322,6 +324,38 @@ def test_a_study_that_was_stopped_goes_on(bench, moment):
     assert {run["status"] for run in runs.values()} == {"done"}
     trained = [name for kind, name in bench.calls() if kind == "train"]
     assert trained == sorted(set(trained), key=trained.index) and len(trained) == 3
+
+
+def test_a_stopped_training_counts_its_time(bench, monkeypatch):
+    def call(command, log):
+        if "evaluate" not in command:
+            time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_call", call)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run()
+    name = "seed0/vgg16/phase1"
+    before = study.read_study(bench.workdir)["runs"][name]["train_seconds"]
+    assert before >= 0.05
+    assert bench.run()["runs"][name]["train_seconds"] > before
+
+
+def test_one_folder_under_two_names_is_one_study(bench, monkeypatch):
+    monkeypatch.chdir(bench.root)
+    for weights in ("w.h5", str(bench.root / "w.h5")):
+        bench.calls()
+        told = {"backbone_weights": weights, "width": 1.0}
+        bench.run(config=Config(**PRESETS["smoke"] | told))
+    assert bench.calls() == []
+
+
+def test_another_kind_of_validation_is_another_study(bench):
+    bench.run()
+    config = Config(**PRESETS["smoke"] | {"eval_flip": True})
+    with pytest.raises(ValueError, match=r"\(eval_flip=False there, True now\)"):
+        bench.run(config=config)
 
 
 def test_another_study_in_the_same_folder_is_refused(bench):

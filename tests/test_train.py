@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ss_gan_tf import checkpoints, measures, stages
 from ss_gan_tf import train as train_lib
+from ss_gan_tf.input_pipeline import open_dataset
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.per_image import read_per_image
 from ss_gan_tf.train import Stopped, train
@@ -333,6 +334,13 @@ def test_errors_come_before_anything_is_written(tiny_config, tiny_data, tmp_path
         train(dataclasses.replace(tiny_config, val_split="nosuch"), tiny_data, workdir)
     with pytest.raises(FileNotFoundError, match="data_prep.prepare"):
         train(tiny_config, str(tmp_path), workdir)
+    unlabelled = dataclasses.replace(
+        open_dataset("synthetic", tiny_data), unlabelled_splits=("val",)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_lib, "open_dataset", lambda *args: unlabelled)
+        with pytest.raises(ValueError, match="val_split=val: synthetic's has no label"):
+            train(tiny_config, tiny_data, workdir)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file: is a file"):
         train(tiny_config, tiny_data, str(tmp_path / "file"))

@@ -64,8 +64,8 @@ def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
         "strong": ["-10.99", "-", "-10.99 (-10.99 to -10.99)", "-", "-"],
     }
     assert sentence.text == (
-        "Chosen on val: weak. On test: A gain over the control (+20.40 points, "
-        "standard error 7.58, 2 seeds; no seed's interval holds 0)."
+        "Chosen on val: weak. On test: Against the control: no difference shown "
+        "(+20.40 points, 95 % interval over 2 seeds -75.86 to +116.66)."
     )
 
 

@@ -17,7 +17,7 @@ from ss_gan_tf import (
     study,
     summaries,
 )
-from ss_gan_tf.config import BOOKKEEPING
+from ss_gan_tf.config import BOOKKEEPING, EVALUATION
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.input_pipeline import open_dataset
 
@@ -152,7 +152,8 @@ def _write_curves(run, record, folder):
     writer = summaries.Summaries(folder)
     writer.text("config", config.to_json())
     given = dataclasses.asdict(config)
-    writer.hparams({k: v for k, v in given.items() if k not in BOOKKEEPING})
+    told = given.keys() - {*BOOKKEEPING, *EVALUATION}
+    writer.hparams({name: given[name] for name in told})
     for stage, step, values in record["scalars"]:
         place, prefix = at(stage, step)
         writer.scalars(place, values, prefix)
