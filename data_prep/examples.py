@@ -237,8 +237,9 @@ def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, 
         Encoded JPEG or PNG, and (height, width).
 
     Raises:
-        SourceError: Not an intact 8-bit JPEG or PNG, or too large; or EXIF says that
-            it is to be shown rotated, so that it is unclear which way its label lies.
+        SourceError: Not an intact 8-bit JPEG or PNG, or too large, or nothing that
+            training's decoder reads; or EXIF says that it is to be shown rotated, so
+            that it is unclear which way its label lies.
     """
     encoded = read_content(file)
     image = _decode(file, encoded, ("JPEG", "PNG"), "images must be JPEG or PNG")
@@ -256,8 +257,7 @@ def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, 
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         encoded = buffer.getvalue()
-    if encoded.startswith(b"\x89PNG"):
-        _check_decoder(file, encoded)
+    _check_decoder(file, encoded)
     return encoded, (image.height, image.width)
 
 
@@ -380,7 +380,7 @@ def _decode(
 
 
 def _check_decoder(file: File, encoded: bytes) -> None:
-    """Training reads PNG with another library, which lets less pass than Pillow."""
+    """Training decodes with TensorFlow, which lets less pass than Pillow."""
     try:
         with tf.device("CPU"):
             tf.io.decode_image(encoded, channels=3, expand_animations=False)
