@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -101,15 +101,18 @@ def open_source(path: Path) -> dict[str, File]:
 
 
 def list_folder(path: Path) -> dict[str, File]:
-    """The files of a folder at any depth, sorted; hidden ones left out."""
-    files = {}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            files[name.as_posix()] = File(
-                str(file), file.stat().st_size, file.read_bytes
-            )
-    return files
+    """The files of a folder at any depth, sorted; hidden ones left out.
+
+    Where there is no folder there are none. Links are followed, to files and to
+    folders, unless they lead nowhere or back to a folder that they lie in.
+    """
+    return {
+        file.relative_to(path).as_posix(): File(
+            str(file), file.stat().st_size, file.read_bytes
+        )
+        for file in (_walk(path) if path.is_dir() else ())
+        if file.is_file()
+    }
 
 
 def list_tar(path: Path) -> dict[str, File]:
@@ -221,8 +224,42 @@ def newest_change(source: str | Path | None) -> int:
     root = Path(source) if source else None
     if root is None or not root.exists():
         return 0
-    files = [root, *(root.rglob("*") if root.is_dir() else ())]
-    return max(path.stat().st_mtime_ns for path in files)
+    paths = [root, *(_walk(root) if root.is_dir() else ())]
+    return max(path.stat().st_mtime_ns for path in paths)
+
+
+def _walk(
+    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """What lies in a folder at any depth, sorted; nothing hidden, no dead link.
+
+    Args:
+        folder: Where to begin.
+        above: Device and inode of the folders that `folder` was reached through: a link
+            back to one of them is a circle.
+    """
+    above |= {_identity(folder)}
+    for path in _entries(folder):
+        if not path.is_dir():
+            yield path
+        elif _identity(path) not in above:
+            yield path
+            yield from _walk(path, above)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder itself; nothing where reading it is not allowed."""
+    try:
+        entries = sorted(folder.iterdir())
+    except PermissionError:
+        return []
+    return [path for path in entries if path.name[0] != "." and path.exists()]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file or folder is, whatever name it goes by."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def below(files: Files, folder: str) -> dict[str, File]:

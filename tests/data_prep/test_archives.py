@@ -168,6 +168,27 @@ def test_links_in_a_folder_that_lead_nowhere_or_in_a_circle(tmp_path):
     (tmp_path / "a" / "x.png").touch()
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert list(open_source(tmp_path)) == ["a/x.png"]
+    assert newest_change(tmp_path) > 0
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    """A disk for the pictures, another for the lists."""
+    elsewhere, source = tmp_path / "elsewhere", tmp_path / "source"
+    (elsewhere / "a").mkdir(parents=True)
+    (elsewhere / "a" / "x.png").write_bytes(b"x")
+    (source / "images").mkdir(parents=True)
+    # Two names of one folder, and a link to a link, are no circle.
+    (source / "images" / "train").symlink_to(elsewhere)
+    (source / "images" / "val").symlink_to("train")
+    (source / "images" / "val.png").touch()
+    files = open_source(source)
+    names = ["images/train/a/x.png", "images/val/a/x.png", "images/val.png"]
+    assert list(files) == names
+    assert files["images/val/a/x.png"].read() == b"x"
+    os.utime(elsewhere / "a" / "x.png", (2**32, 2**32))
+    assert newest_change(source) == 2**32 * 10**9
+    assert list(open_source(source / "images" / "train")) == ["a/x.png"]
+    assert archives.list_folder(tmp_path / "nowhere") == {}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
