@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import posixpath
 import re
 import struct
 import tarfile
@@ -119,13 +120,15 @@ def list_tar(path: Path) -> dict[str, File]:
     """The files of an uncompressed tar; only its headers are read.
 
     Raises:
-        SourceError: The tar is faulty, cut short, or a name leads out of it.
+        SourceError: The tar is faulty, cut short, a name leads out of it, or a link
+            to anything but one of its files.
     """
-    files = {}
+    files, links = {}, {}
     try:
         with path.open("rb") as file, _open_tar(file) as archive:
             for member in archive:
                 _check_member(path, member)
+                _note_link(member, links)
                 if member.isreg():
                     span = member.offset_data, member.size
                     files[member.name] = File(
@@ -139,7 +142,7 @@ def list_tar(path: Path) -> dict[str, File]:
     # tarfile takes whatever is no header for the end, a missing byte included.
     if _span_reader(path, end, _BLOCK)() != bytes(_BLOCK):
         raise SourceError(f"{path}: is not an intact archive; byte {end} is no header.")
-    return _visible(files)
+    return _visible(_with_links(path, files, links))
 
 
 def stream_tar(
@@ -152,14 +155,16 @@ def stream_tar(
         keep: Whether the file of this name is wanted.
 
     Raises:
-        SourceError: The tar is faulty, cut short, a name leads out of it, or it is
-            too large to be kept.
+        SourceError: The tar is faulty, cut short, a name leads out of it, it is too
+            large to be kept, or a file that is wanted is a link to anything but
+            another one that is.
     """
-    files, room = {}, MAX_KEPT_BYTES
+    files, links, room = {}, {}, MAX_KEPT_BYTES
     try:
         with gzip.open(path) as stream, _open_tar(stream) as archive:
             for member in archive:
                 _check_member(path, member)
+                _note_link(member, links)
                 if member.isreg() and keep(member.name):
                     room -= member.size
                     if room < 0:
@@ -177,7 +182,7 @@ def stream_tar(
         raise
     except _CUT_SHORT as error:
         raise _faulty(path, error) from error
-    return _visible(files)
+    return _visible(_with_links(path, files, links, keep))
 
 
 def list_zip(path: Path) -> dict[str, File]:
@@ -328,6 +333,55 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
         )
     if member.isreg() and not 0 <= member.size <= MAX_FILE_BYTES:
         raise _too_large(f"{path}: {member.name}", member.size)
+
+
+def _note_link(member: tarfile.TarInfo, links: dict[str, str]) -> None:
+    """Notes which file a link means; a later member takes an earlier one's place."""
+    links.pop(member.name, None)
+    if member.islnk():
+        links[member.name] = member.linkname
+    elif member.issym():
+        folder = posixpath.dirname(member.name)
+        links[member.name] = posixpath.join(folder, member.linkname)
+
+
+def _with_links(
+    path: Path,
+    files: Files,
+    links: Mapping[str, str],
+    keep: Callable[[str], bool] = lambda name: True,
+) -> dict[str, File]:
+    """Adds the links of a tar, which have the content of the files that they mean.
+
+    Nothing is looked for outside the archive.
+
+    Raises:
+        SourceError: A link that is to be kept means none of `files`.
+    """
+    files = {posixpath.normpath(name): file for name, file in files.items()}
+    links = {
+        posixpath.normpath(name): posixpath.normpath(target)
+        for name, target in links.items()
+    }
+    found = {n: files.get(_end_of_links(n, links)) for n in links if keep(n)}
+    for name in _visible(found):
+        if found[name] is None:
+            raise SourceError(
+                f"{path}: member {name!r} is a link to {links[name]!r}, and only links "
+                "to files of the archive are followed; pack it with --dereference "
+                "--hard-dereference."
+            )
+        files[name] = dataclasses.replace(found[name], where=f"{path}: {name}")
+    return files
+
+
+def _end_of_links(name: str, links: Mapping[str, str]) -> str:
+    """Where a link, or a link to a link, leads in the end."""
+    passed = set()
+    while name in links and name not in passed:
+        passed.add(name)
+        name = links[name]
+    return name
 
 
 def check_size(file: File) -> None:

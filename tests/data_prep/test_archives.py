@@ -71,14 +71,64 @@ def test_members_that_climb_out_are_refused(pack, suffix, name):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_links_in_a_tar_are_no_files(tmp_path):
-    path = tmp_path / "packed.tar"
-    with tarfile.open(path, "w") as archive:
-        for kind, name in ((tarfile.SYMTYPE, "soft"), (tarfile.LNKTYPE, "hard")):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
-            archive.addfile(member)
-    assert open_source(path) == {}
+@pytest.fixture
+def pack_links(tmp_path):
+    """Writes a tar of links (name, kind, what it says) and of a file, a/x.png."""
+
+    def write(suffix, *links):
+        path = tmp_path / f"packed{suffix}"
+        with tarfile.open(path, "w" if suffix == ".tar" else "w:gz") as archive:
+            for name, kind, target in [*links[:1], ("a/x.png", None, ""), *links[1:]]:
+                member = tarfile.TarInfo(name)
+                if kind:
+                    member.type, member.linkname = kind, target
+                    archive.addfile(member)
+                else:
+                    member.size = 3
+                    archive.addfile(member, io.BytesIO(b"png"))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_links_in_a_tar_have_the_content_of_their_file(pack_links, suffix):
+    path = pack_links(
+        suffix,
+        ("a/b/before.png", tarfile.SYMTYPE, "../x.png"),
+        ("./hard.png", tarfile.LNKTYPE, "./a/x.png"),
+        ("a/of_link.png", tarfile.SYMTYPE, ".././hard.png"),
+        ("a/x.png", tarfile.LNKTYPE, "a/x.png"),  # GNU tar, of a file named twice
+        (".hidden", tarfile.SYMTYPE, "/etc/passwd"),
+    )
+    files = open_source(path)
+    names = ["a/b/before.png", "a/of_link.png", "a/x.png", "hard.png"]
+    assert list(files) == names
+    assert {file.read() for file in files.values()} == {b"png"}
+    assert {file.size for file in files.values()} == {3}
+    assert files["hard.png"].where == f"{path}: hard.png"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../a/x.png", "a", "no", "link"])
+def test_links_in_a_tar_never_lead_out_of_it(pack_links, suffix, kind, target):
+    """Nor to a folder, to nothing or to themselves."""
+    path = pack_links(suffix, ("link", kind, target))
+    with pytest.raises(SourceError) as error:
+        open_source(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: member 'link' is a link to '{target}', and only ")
+    assert "pack it with --dereference --hard-dereference" in text and "\n" not in text
+
+
+def test_links_that_nobody_wants_of_a_compressed_tar(pack_links):
+    path = pack_links(
+        ".tgz", ("link", tarfile.SYMTYPE, "/etc/passwd"), ("b.png", b"1", "a/x.png")
+    )
+    assert list(archives.stream_tar(path, lambda n: n.endswith("x.png"))) == ["a/x.png"]
+    with pytest.raises(SourceError, match="'b.png' is a link to 'a/x.png'"):
+        archives.stream_tar(path, lambda name: name == "b.png")
 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
