@@ -29,9 +29,12 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 MAX_FILE_BYTES = 2**28  # larger files are refused before they are read
 MAX_KEPT_BYTES = 2**32  # of a compressed tar, which is kept in memory
+MAX_TEXT_BYTES = 2**24  # of a list
 
 _BLOCK = 512  # bytes; a tar is made of these and ends with empty ones
 _CHUNK = 2**20  # bytes
+_GZIP_END = 8  # bytes: a checksum and the length of what was packed
+_AS_NAMED = ("utf-8", "surrogateescape")  # names of files may be no UTF-8
 # What the readers raise for faulty archives, beside errors of their own.
 _CUT_SHORT = (
     EOFError,
@@ -108,9 +111,7 @@ def list_folder(path: Path) -> dict[str, File]:
     folders, unless they lead nowhere or back to a folder that they lie in.
     """
     return {
-        file.relative_to(path).as_posix(): File(
-            str(file), file.stat().st_size, file.read_bytes
-        )
+        file.relative_to(path).as_posix(): _file(file)
         for file in (_walk(path) if path.is_dir() else ())
         if file.is_file()
     }
@@ -210,18 +211,42 @@ def list_zip(path: Path) -> dict[str, File]:
 
 
 def fingerprint(source: str | Path) -> str:
-    """Identifies a source by the relative paths and sizes of its files.
+    """Identifies a source by its files' relative paths and sizes, and by its texts.
 
-    Contents are not read: it tells two sources apart, it is no checksum.
+    Texts (.txt) name classes and images: a word in one may be corrected and the size
+    stay the same.  Images are not read: it tells two sources apart, it is no checksum.
+
+    Returns:
+        A digest of paths and sizes, "+", a digest of the texts.
     """
     root = Path(source)
-    sizes = {root.name: root.stat().st_size}
-    if root.is_dir():
-        sizes = {name: file.size for name, file in list_folder(root).items()}
-    digest = hashlib.sha256()
-    for name in sorted(sizes, key=PurePosixPath):
-        digest.update(f"{name}\t{sizes[name]}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    files = list_folder(root) if root.is_dir() else {root.name: _file(root)}
+    sizes, texts = hashlib.sha256(), hashlib.sha256()
+    for name in sorted(files, key=PurePosixPath):
+        sizes.update(f"{name}\t{files[name].size}\n".encode(*_AS_NAMED))
+    for name, file in _texts(root, files).items():
+        texts.update(f"{name}\t{file.size}\n".encode(*_AS_NAMED) + file.read())
+    return f"{sizes.hexdigest()}+{texts.hexdigest()}"
+
+
+def sizes_alone(origin: str) -> str:
+    """What `fingerprint` said before it took texts into account."""
+    return origin.split("+")[0]
+
+
+def _texts(root: Path, files: Files) -> Files:
+    """The texts of a source; for a compressed tar the checksum at its end."""
+    if root.name.endswith((".tar", ".zip")) and not root.is_dir():
+        files = open_source(root)
+    elif root.name.endswith((".tar.gz", ".tgz")) and not root.is_dir():
+        end = max(0, root.stat().st_size - _GZIP_END)
+        size = root.stat().st_size - end
+        return {root.name: File(str(root), size, _span_reader(root, end, size))}
+    return {
+        name: file
+        for name, file in files.items()
+        if file.suffix == ".txt" and file.size <= MAX_TEXT_BYTES
+    }
 
 
 def newest_change(source: str | Path | None) -> int:
@@ -231,6 +256,10 @@ def newest_change(source: str | Path | None) -> int:
         return 0
     paths = [root, *(_walk(root) if root.is_dir() else ())]
     return max(path.stat().st_mtime_ns for path in paths)
+
+
+def _file(path: Path) -> File:
+    return File(str(path), path.stat().st_size, path.read_bytes)
 
 
 def _walk(

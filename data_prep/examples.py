@@ -37,7 +37,6 @@ _FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG"}
 _TOLD_APART = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
-MAX_TEXT_BYTES = 2**24  # of a list
 _MAX_NAME_BYTES = 1000
 
 
@@ -347,9 +346,10 @@ def read_text(file: File, errors: str = "strict") -> str:
     Raises:
         SourceError: It is not UTF-8, or too long for a list.
     """
-    if file.size > MAX_TEXT_BYTES:
+    if file.size > archives.MAX_TEXT_BYTES:
         raise SourceError(
-            f"{file.where}: has {file.size} bytes; a text may have {MAX_TEXT_BYTES}."
+            f"{file.where}: has {file.size} bytes; a text may have "
+            f"{archives.MAX_TEXT_BYTES}."
         )
     try:
         return file.read().decode("utf-8", errors)

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 from data_prep import summary
-from data_prep.archives import SourceError, fingerprint, newest_change
+from data_prep.archives import SourceError, fingerprint, newest_change, sizes_alone
 from data_prep.builder import ProgressFunction
 from data_prep.camvid.camvid_dataset_builder import Builder as Camvid
 from data_prep.cityscapes.cityscapes_dataset_builder import Builder as Cityscapes
@@ -187,7 +187,7 @@ def _check_is_the_same(
     """Refuses to take what is prepared for something that it is not."""
     metadata = builder.info.metadata
     remedy = "choose another --data_dir or delete that folder"
-    if origin not in (None, metadata.get("origin")):
+    if origin and metadata.get("origin") not in (origin, sizes_alone(origin)):
         raise SourceError(
             f"{builder.data_dir}: was prepared from another source; {remedy}."
         )

@@ -16,6 +16,7 @@ from data_prep.archives import (
     fingerprint,
     newest_change,
     open_source,
+    sizes_alone,
 )
 
 FILES = {"a/x.txt": b"first", "a/b/y.bin": bytes(range(256)) * 9, "z.txt": b""}
@@ -343,6 +344,28 @@ def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
     before = fingerprint(one)
     (one / os.fsdecode(b"caf\xe9")).touch()  # no UTF-8
     assert fingerprint(one) != before
+
+
+def test_fingerprint_tells_texts_of_one_size_apart(draw_folder, tmp_path):
+    source = draw_folder(tmp_path / "source")
+    before = fingerprint(source)
+    image = source / "images" / "val" / "y.png"
+    image.write_bytes(image.read_bytes()[::-1])
+    assert fingerprint(source) == before  # images are not read
+    text = (source / "classes.txt").read_text()
+    (source / "classes.txt").write_text(text.replace("car", "bus"))
+    after = fingerprint(source)
+    assert after != before and sizes_alone(after) == sizes_alone(before)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_fingerprint_tells_texts_in_archives_apart(pack, suffix):
+    prints, sizes = set(), set()
+    for number in range(9):
+        path = pack(suffix, {"classes.txt": b"car%d" % number, "x.png": b"png"})
+        prints.add(fingerprint(path))
+        sizes.add(path.stat().st_size)
+    assert len(prints) == 9 > len(sizes)  # some are of one size
 
 
 def test_newest_change(tmp_path):
