@@ -100,17 +100,25 @@ def find_splits(source: Path, files: Files) -> list[str]:
     """The sub-folders of images/ that hold a file, sorted.
 
     Raises:
-        SourceError: There is none, labels/ has others, a name is not a word.
+        SourceError: There is none, labels/ has others, a name is not a word, or an
+            image or a label lies beside the splits.
     """
-    found = {}
-    for kind in ("images", "labels"):
+    found, loose = {}, []
+    for kind, suffixes in (("images", examples.IMAGE_SUFFIXES), ("labels", (".png",))):
         inside = archives.below(files, kind)
         if not inside:
             raise SourceError(f"{source}/{kind}: folder is missing or empty.")
+        alone = {name: inside[name] for name in inside if "/" not in name}
+        loose += examples.by_name(alone, suffixes).values()
         found[kind] = {name.split("/")[0] for name in inside if "/" in name}
     if not found["images"]:
         raise SourceError(
             f"{source}/images: holds no split; expected folders such as train, val."
+        )
+    if loose:
+        raise SourceError(
+            f"{loose[0].where}: is in no split ({len(loose)} files are in none); move "
+            "it into the folder of one, or out of the source."
         )
     for split in sorted(found["images"] ^ found["labels"]):
         there, missing = (

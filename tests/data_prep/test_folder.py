@@ -130,6 +130,17 @@ def test_no_split(tmp_path):
     fails(f"{tmp_path / 'images'}: holds no split", find_splits, tmp_path)
 
 
+@pytest.mark.parametrize("kinds", [("images", "labels"), ("images",), ("labels",)])
+def test_files_beside_the_splits(source, kinds):
+    for name in ("readme.txt", ".hidden.png"):
+        (source / "images" / name).touch()
+    assert find_splits(source) == ["train", "val"]
+    for kind in kinds:
+        (source / kind / "z.png").touch()
+    message = f"{source / kinds[0] / 'z.png'}: is in no split ({len(kinds)} files"
+    fails(message, find_splits, source)
+
+
 @pytest.mark.parametrize("there, missing", [("images", "labels"), ("labels", "images")])
 def test_split_on_one_side_only(source, there, missing):
     (source / there / "test").mkdir()
