@@ -340,7 +340,7 @@ def read_text(file: File, errors: str = "strict") -> str:
     """A file's text.
 
     Args:
-        file: In UTF-8.
+        file: In UTF-8, with or without the mark that some editors put first.
         errors: What to do about bytes that are not, as for `bytes.decode`.
 
     Raises:
@@ -352,7 +352,7 @@ def read_text(file: File, errors: str = "strict") -> str:
             f"{archives.MAX_TEXT_BYTES}."
         )
     try:
-        return file.read().decode("utf-8", errors)
+        return file.read().decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise SourceError(f"{file.where}: must be UTF-8 text ({error}).") from error
 

@@ -83,7 +83,7 @@ def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pa
         split = path.removesuffix(".txt")
         check_split_name(lists[path].where, split)
         splits[split] = []
-        for name in dict.fromkeys(examples.read_text(lists[path]).split()):
+        for name in dict.fromkeys(names_in(lists[path])):
             for found, folder in ((images, _IMAGES), (masks, _MASKS)):
                 if name not in found:
                     raise SourceError(
@@ -94,6 +94,12 @@ def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pa
         if not splits[split]:
             raise SourceError(f"{lists[path].where}: the list is empty.")
     return splits
+
+
+def names_in(file: File) -> list[str]:
+    """The names that a list has, one a line; blank lines count for nothing."""
+    lines = map(str.strip, examples.read_text(file).splitlines())
+    return [line for line in lines if line]
 
 
 def find_splits(source: Path, files: Files) -> list[str]:
@@ -155,8 +161,7 @@ def read_classes(
             name holds control characters or occurs twice, or a colour is outside
             0..255.
     """
-    # With or without the mark that some editors put first.
-    lines = examples.read_text(file).removeprefix("\ufeff").rstrip().splitlines()
+    lines = examples.read_text(file).rstrip().splitlines()
     if not 1 <= len(lines) <= IGNORE_LABEL:
         raise SourceError(
             f"{file.where}: has {len(lines)} lines, not 1..{IGNORE_LABEL}."

@@ -316,6 +316,12 @@ def test_text_that_is_not_utf_8(tmp_path):
     assert examples.read_text(as_file(path), "replace") == "caf\ufffd"
 
 
+def test_text_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("caf\xe9", encoding="utf-8-sig")
+    assert examples.read_text(as_file(path)) == "caf\xe9"
+
+
 def test_other_format(tmp_path):
     path = tmp_path / "image.png"
     Image.new("RGB", (7, 5)).save(path, "BMP")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep import archives
 from data_prep.archives import SourceError
-from data_prep.folder.folder_dataset_builder import Builder
+from data_prep.folder.folder_dataset_builder import Builder, listed_splits
 from data_prep.folder.folder_dataset_builder import find_splits as find_splits_of
 from data_prep.folder.folder_dataset_builder import read_classes as read_classes_of
 from data_prep.prepare import prepare
@@ -94,6 +94,21 @@ def test_voc_layout(voc_like, layouts, tmp_path, packed):
     assert [example["name"] for example in prepared.source("both")] == [b"y", b"a/x"]
     label = Image.open(io.BytesIO(prepared.source("train")[0]["label"]))
     np.testing.assert_array_equal(label, expected)
+
+
+def test_names_in_a_list_may_hold_spaces(voc_like, tmp_path):
+    """And the list may begin with the mark of some editors, and end lines as those."""
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        image = voc_like / folder / "a" / f"x.{suffix}"
+        image.rename(image.with_stem("x (1) left"))
+    for split in ("train", "both"):
+        path = voc_like / "ImageSets" / "Segmentation" / f"{split}.txt"
+        path.write_bytes(b"\xef\xbb\xbf  a/x (1) left \r\n\r\n")
+    files = archives.list_folder(voc_like)
+    lists = archives.below(files, "ImageSets/Segmentation")
+    splits = listed_splits(voc_like, files, lists)
+    names = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
+    assert names == {"train": ["a/x (1) left"], "both": ["a/x (1) left"], "val": ["y"]}
 
 
 @pytest.mark.parametrize("kind", ["JPEGImages", "SegmentationClass"])
