@@ -13,8 +13,9 @@ NAME may contain sub-folders.  The splits are the folders in images/, or the lis
 SOURCE may be an archive, and classes.txt may lie in a folder of it.
 """
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -23,6 +24,7 @@ from data_prep import archives, examples
 from data_prep.archives import File, Files, SourceError
 from data_prep.builder import PairBuilder
 from data_prep.examples import Pair
+from data_prep.summary import SplitCount
 from ss_gan_tf.datasets import IGNORE_LABEL, default_colors
 
 _LISTS = "ImageSets/Segmentation"
@@ -52,8 +54,11 @@ class Builder(PairBuilder):
         self.info.metadata.update(
             examples.metadata(*read_classes(files["classes.txt"]))
         )
+        self._shared = {}
         if lists := archives.below(files, _LISTS):
-            return listed_splits(source, files, lists)
+            plan = listed_splits(source, files, lists)
+            self._shared = shared_images(plan)
+            return plan
         return {
             split: examples.match_pairs(
                 f"{source}/images/{split}",
@@ -62,6 +67,9 @@ class Builder(PairBuilder):
             )
             for split in find_splits(source, files)
         }
+
+    def _finish_split(self, split: str, count: SplitCount) -> list[str]:
+        return [self._shared[split]] if split in self._shared else []
 
 
 def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pair]]:
@@ -100,6 +108,20 @@ def names_in(file: File) -> list[str]:
     """The names that a list has, one a line; blank lines count for nothing."""
     lines = map(str.strip, examples.read_text(file).splitlines())
     return [line for line in lines if line]
+
+
+def shared_images(splits: Mapping[str, Sequence[Pair]]) -> dict[str, str]:
+    """Split -> a line on which of its images the lists behind its own have too.
+
+    They are no mistake in themselves: trainval consists of train and val.
+    """
+    names = {split: {pair.name for pair in splits[split]} for split in splits}
+    notes = {}
+    for one, other in itertools.combinations(splits, 2):
+        if both := names[one] & names[other]:
+            note = f"{other} has {len(both)} of its images too, {min(both)} the first"
+            notes[one] = f"{notes[one]}; {note}" if one in notes else f"{one}: {note}"
+    return notes
 
 
 def find_splits(source: Path, files: Files) -> list[str]:

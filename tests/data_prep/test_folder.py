@@ -13,7 +13,7 @@ from data_prep.archives import SourceError
 from data_prep.folder.folder_dataset_builder import Builder, listed_splits
 from data_prep.folder.folder_dataset_builder import find_splits as find_splits_of
 from data_prep.folder.folder_dataset_builder import read_classes as read_classes_of
-from data_prep.prepare import prepare
+from data_prep.prepare import describe, prepare
 from ss_gan_tf import input_pipeline
 
 
@@ -94,6 +94,19 @@ def test_voc_layout(voc_like, layouts, tmp_path, packed):
     assert [example["name"] for example in prepared.source("both")] == [b"y", b"a/x"]
     label = Image.open(io.BytesIO(prepared.source("train")[0]["label"]))
     np.testing.assert_array_equal(label, expected)
+
+
+def test_images_in_several_lists_are_noted(voc_like, tmp_path):
+    done = prepare("folder", str(voc_like), str(tmp_path / "data"))
+    notes = [line.strip() for line in describe(done).splitlines() if "too" in line]
+    assert notes == [
+        "note: both: train has 1 of its images too, a/x the first; "
+        "val has 1 of its images too, y the first"
+    ]
+    lists = voc_like / "ImageSets" / "Segmentation"
+    (lists / "both.txt").unlink()
+    done = prepare("folder", str(voc_like), str(tmp_path / "apart"))
+    assert "too" not in describe(done)
 
 
 def test_names_in_a_list_may_hold_spaces(voc_like, tmp_path):
