@@ -104,15 +104,19 @@ def open_source(path: Path) -> dict[str, File]:
     )
 
 
-def list_folder(path: Path) -> dict[str, File]:
+def list_folder(path: Path, leave_out: Path | None = None) -> dict[str, File]:
     """The files of a folder at any depth, sorted; hidden ones left out.
 
     Where there is no folder there are none. Links are followed, to files and to
     folders, unless they lead nowhere or back to a folder that they lie in.
+
+    Args:
+        path: The folder.
+        leave_out: A folder in it that is passed over.
     """
     return {
         file.relative_to(path).as_posix(): _file(file)
-        for file in (_walk(path) if path.is_dir() else ())
+        for file in _walk(path, leave_out)
         if file.is_file()
     }
 
@@ -210,17 +214,24 @@ def list_zip(path: Path) -> dict[str, File]:
     return _visible(files)
 
 
-def fingerprint(source: str | Path) -> str:
+def fingerprint(source: str | Path, leave_out: Path | None = None) -> str:
     """Identifies a source by its files' relative paths and sizes, and by its texts.
 
     Texts (.txt) name classes and images: a word in one may be corrected and the size
     stay the same.  Images are not read: it tells two sources apart, it is no checksum.
 
+    Args:
+        source: Folder or archive.
+        leave_out: A folder in it that does not count.
+
     Returns:
         A digest of paths and sizes, "+", a digest of the texts.
     """
     root = Path(source)
-    files = list_folder(root) if root.is_dir() else {root.name: _file(root)}
+    if root.is_dir():
+        files = list_folder(root, leave_out)
+    else:
+        files = {root.name: _file(root)}
     sizes, texts = hashlib.sha256(), hashlib.sha256()
     for name in sorted(files, key=PurePosixPath):
         sizes.update(f"{name}\t{files[name].size}\n".encode(*_AS_NAMED))
@@ -249,28 +260,34 @@ def _texts(root: Path, files: Files) -> Files:
     }
 
 
-def newest_change(source: str | Path | None) -> int:
-    """When a file of the source was changed last, ns since 1970; 0 for no source."""
+def newest_change(source: str | Path | None, leave_out: Path | None = None) -> int:
+    """When a file of the source was changed last, ns since 1970; 0 for no source.
+
+    Args:
+        source: Folder or archive.
+        leave_out: A folder in it that does not count.
+    """
     root = Path(source) if source else None
     if root is None or not root.exists():
         return 0
-    paths = [root, *(_walk(root) if root.is_dir() else ())]
-    return max(path.stat().st_mtime_ns for path in paths)
+    return max(path.stat().st_mtime_ns for path in (root, *_walk(root, leave_out)))
 
 
 def _file(path: Path) -> File:
     return File(str(path), path.stat().st_size, path.read_bytes)
 
 
-def _walk(
-    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[Path]:
-    """What lies in a folder at any depth, sorted; nothing hidden, no dead link.
+def _walk(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+    """What lies in a folder at any depth, sorted; nothing hidden, no dead link."""
+    if folder.is_dir():
+        left_out = {_identity(leave_out)} if leave_out and leave_out.exists() else ()
+        yield from _walk_below(folder, frozenset(left_out))
 
-    Args:
-        folder: Where to begin.
-        above: Device and inode of the folders that `folder` was reached through: a link
-            back to one of them is a circle.
+
+def _walk_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """As `_walk`; a link to a folder in `above`, or in which it lies, is passed over.
+
+    That a folder has two names is no reason: only a circle has no end.
     """
     above |= {_identity(folder)}
     for path in _entries(folder):
@@ -278,7 +295,7 @@ def _walk(
             yield path
         elif _identity(path) not in above:
             yield path
-            yield from _walk(path, above)
+            yield from _walk_below(path, above)
 
 
 def _entries(folder: Path) -> list[Path]:

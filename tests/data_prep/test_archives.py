@@ -368,6 +368,20 @@ def test_fingerprint_tells_texts_in_archives_apart(pack, suffix):
     assert len(prints) == 9 > len(sizes)  # some are of one size
 
 
+def test_what_is_left_out_of_a_source(draw_folder, tmp_path):
+    source = draw_folder(tmp_path / "source")
+    data = source / "data"
+    before = fingerprint(source, data)  # before there is such a folder
+    data.mkdir()
+    changed = newest_change(source, data)
+    (data / "x").touch()
+    os.utime(data / "x", (2**32, 2**32))
+    assert fingerprint(source, data) == before != fingerprint(source)
+    assert newest_change(source, data) == changed < newest_change(source)
+    (tmp_path / "data").symlink_to(data)
+    assert fingerprint(source, tmp_path / "data") == before
+
+
 def test_newest_change(tmp_path):
     for name, moment in (("a/x", 5), ("y", 9)):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -87,6 +87,17 @@ def test_corrected_class_names_are_another_source(draw_folder, tmp_path):
         prepare("folder", str(source), data)
 
 
+def test_data_may_lie_in_the_source(draw_folder, tmp_path, monkeypatch):
+    source = draw_folder(tmp_path / "source")
+    monkeypatch.chdir(source)
+    first = prepare("folder", ".", "data")
+    prepare("synthetic", None, "data", num_examples=2)
+    for same in (".", str(source)):
+        assert describe(prepare("folder", same, "data")) == describe(first)
+    with pytest.raises(SourceError, match="--data_dir=.*/source: is --source_dir too"):
+        prepare("folder", ".", str(source))
+
+
 def test_what_was_prepared_when_texts_did_not_count_is_accepted(draw_folder, tmp_path):
     source, data = draw_folder(tmp_path / "source"), str(tmp_path / "data")
     done = prepare("folder", str(source), data)
