@@ -10,12 +10,13 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import posixpath
 import re
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -28,9 +29,12 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 MAX_FILE_BYTES = 2**28  # larger files are refused before they are read
 MAX_KEPT_BYTES = 2**32  # of a compressed tar, which is kept in memory
+MAX_TEXT_BYTES = 2**24  # of a list
 
 _BLOCK = 512  # bytes; a tar is made of these and ends with empty ones
 _CHUNK = 2**20  # bytes
+_GZIP_END = 8  # bytes: a checksum and the length of what was packed
+_AS_NAMED = ("utf-8", "surrogateescape")  # names of files may be no UTF-8
 # What the readers raise for faulty archives, beside errors of their own.
 _CUT_SHORT = (
     EOFError,
@@ -100,29 +104,36 @@ def open_source(path: Path) -> dict[str, File]:
     )
 
 
-def list_folder(path: Path) -> dict[str, File]:
-    """The files of a folder at any depth, sorted; hidden ones left out."""
-    files = {}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            files[name.as_posix()] = File(
-                str(file), file.stat().st_size, file.read_bytes
-            )
-    return files
+def list_folder(path: Path, leave_out: Path | None = None) -> dict[str, File]:
+    """The files of a folder at any depth, sorted; hidden ones left out.
+
+    Where there is no folder there are none. Links are followed, to files and to
+    folders, unless they lead nowhere or back to a folder that they lie in.
+
+    Args:
+        path: The folder.
+        leave_out: A folder in it that is passed over.
+    """
+    return {
+        file.relative_to(path).as_posix(): _file(file)
+        for file in _walk(path, leave_out)
+        if file.is_file()
+    }
 
 
 def list_tar(path: Path) -> dict[str, File]:
     """The files of an uncompressed tar; only its headers are read.
 
     Raises:
-        SourceError: The tar is faulty, cut short, or a name leads out of it.
+        SourceError: The tar is faulty, cut short, a name leads out of it, or a link
+            to anything but one of its files.
     """
-    files = {}
+    files, links = {}, {}
     try:
         with path.open("rb") as file, _open_tar(file) as archive:
             for member in archive:
                 _check_member(path, member)
+                _note_link(member, links)
                 if member.isreg():
                     span = member.offset_data, member.size
                     files[member.name] = File(
@@ -136,7 +147,7 @@ def list_tar(path: Path) -> dict[str, File]:
     # tarfile takes whatever is no header for the end, a missing byte included.
     if _span_reader(path, end, _BLOCK)() != bytes(_BLOCK):
         raise SourceError(f"{path}: is not an intact archive; byte {end} is no header.")
-    return _visible(files)
+    return _visible(_with_links(path, files, links))
 
 
 def stream_tar(
@@ -149,14 +160,16 @@ def stream_tar(
         keep: Whether the file of this name is wanted.
 
     Raises:
-        SourceError: The tar is faulty, cut short, a name leads out of it, or it is
-            too large to be kept.
+        SourceError: The tar is faulty, cut short, a name leads out of it, it is too
+            large to be kept, or a file that is wanted is a link to anything but
+            another one that is.
     """
-    files, room = {}, MAX_KEPT_BYTES
+    files, links, room = {}, {}, MAX_KEPT_BYTES
     try:
         with gzip.open(path) as stream, _open_tar(stream) as archive:
             for member in archive:
                 _check_member(path, member)
+                _note_link(member, links)
                 if member.isreg() and keep(member.name):
                     room -= member.size
                     if room < 0:
@@ -174,7 +187,7 @@ def stream_tar(
         raise
     except _CUT_SHORT as error:
         raise _faulty(path, error) from error
-    return _visible(files)
+    return _visible(_with_links(path, files, links, keep))
 
 
 def list_zip(path: Path) -> dict[str, File]:
@@ -201,28 +214,103 @@ def list_zip(path: Path) -> dict[str, File]:
     return _visible(files)
 
 
-def fingerprint(source: str | Path) -> str:
-    """Identifies a source by the relative paths and sizes of its files.
+def fingerprint(source: str | Path, leave_out: Path | None = None) -> str:
+    """Identifies a source by its files' relative paths and sizes, and by its texts.
 
-    Contents are not read: it tells two sources apart, it is no checksum.
+    Texts (.txt) name classes and images: a word in one may be corrected and the size
+    stay the same.  Images are not read: it tells two sources apart, it is no checksum.
+
+    Args:
+        source: Folder or archive.
+        leave_out: A folder in it that does not count.
+
+    Returns:
+        A digest of paths and sizes, "+", a digest of the texts.
     """
     root = Path(source)
-    sizes = {root.name: root.stat().st_size}
     if root.is_dir():
-        sizes = {name: file.size for name, file in list_folder(root).items()}
-    digest = hashlib.sha256()
-    for name in sorted(sizes, key=PurePosixPath):
-        digest.update(f"{name}\t{sizes[name]}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        files = list_folder(root, leave_out)
+    else:
+        files = {root.name: _file(root)}
+    sizes, texts = hashlib.sha256(), hashlib.sha256()
+    for name in sorted(files, key=PurePosixPath):
+        sizes.update(f"{name}\t{files[name].size}\n".encode(*_AS_NAMED))
+    for name, file in _texts(root, files).items():
+        texts.update(f"{name}\t{file.size}\n".encode(*_AS_NAMED) + file.read())
+    return f"{sizes.hexdigest()}+{texts.hexdigest()}"
 
 
-def newest_change(source: str | Path | None) -> int:
-    """When a file of the source was changed last, ns since 1970; 0 for no source."""
+def sizes_alone(origin: str) -> str:
+    """What `fingerprint` said before it took texts into account."""
+    return origin.split("+")[0]
+
+
+def _texts(root: Path, files: Files) -> Files:
+    """The texts of a source; for a compressed tar the checksum at its end."""
+    if root.name.endswith((".tar", ".zip")) and not root.is_dir():
+        files = open_source(root)
+    elif root.name.endswith((".tar.gz", ".tgz")) and not root.is_dir():
+        end = max(0, root.stat().st_size - _GZIP_END)
+        size = root.stat().st_size - end
+        return {root.name: File(str(root), size, _span_reader(root, end, size))}
+    return {
+        name: file
+        for name, file in files.items()
+        if file.suffix == ".txt" and file.size <= MAX_TEXT_BYTES
+    }
+
+
+def newest_change(source: str | Path | None, leave_out: Path | None = None) -> int:
+    """When a file of the source was changed last, ns since 1970; 0 for no source.
+
+    Args:
+        source: Folder or archive.
+        leave_out: A folder in it that does not count.
+    """
     root = Path(source) if source else None
     if root is None or not root.exists():
         return 0
-    files = [root, *(root.rglob("*") if root.is_dir() else ())]
-    return max(path.stat().st_mtime_ns for path in files)
+    return max(path.stat().st_mtime_ns for path in (root, *_walk(root, leave_out)))
+
+
+def _file(path: Path) -> File:
+    return File(str(path), path.stat().st_size, path.read_bytes)
+
+
+def _walk(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+    """What lies in a folder at any depth, sorted; nothing hidden, no dead link."""
+    if folder.is_dir():
+        left_out = {_identity(leave_out)} if leave_out and leave_out.exists() else ()
+        yield from _walk_below(folder, frozenset(left_out))
+
+
+def _walk_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """As `_walk`; a link to a folder in `above`, or in which it lies, is passed over.
+
+    That a folder has two names is no reason: only a circle has no end.
+    """
+    above |= {_identity(folder)}
+    for path in _entries(folder):
+        if not path.is_dir():
+            yield path
+        elif _identity(path) not in above:
+            yield path
+            yield from _walk_below(path, above)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder itself; nothing where reading it is not allowed."""
+    try:
+        entries = sorted(folder.iterdir())
+    except PermissionError:
+        return []
+    return [path for path in entries if path.name[0] != "." and path.exists()]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file or folder is, whatever name it goes by."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def below(files: Files, folder: str) -> dict[str, File]:
@@ -291,6 +379,55 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
         )
     if member.isreg() and not 0 <= member.size <= MAX_FILE_BYTES:
         raise _too_large(f"{path}: {member.name}", member.size)
+
+
+def _note_link(member: tarfile.TarInfo, links: dict[str, str]) -> None:
+    """Notes which file a link means; a later member takes an earlier one's place."""
+    links.pop(member.name, None)
+    if member.islnk():
+        links[member.name] = member.linkname
+    elif member.issym():
+        folder = posixpath.dirname(member.name)
+        links[member.name] = posixpath.join(folder, member.linkname)
+
+
+def _with_links(
+    path: Path,
+    files: Files,
+    links: Mapping[str, str],
+    keep: Callable[[str], bool] = lambda name: True,
+) -> dict[str, File]:
+    """Adds the links of a tar, which have the content of the files that they mean.
+
+    Nothing is looked for outside the archive.
+
+    Raises:
+        SourceError: A link that is to be kept means none of `files`.
+    """
+    files = {posixpath.normpath(name): file for name, file in files.items()}
+    links = {
+        posixpath.normpath(name): posixpath.normpath(target)
+        for name, target in links.items()
+    }
+    found = {n: files.get(_end_of_links(n, links)) for n in links if keep(n)}
+    for name in _visible(found):
+        if found[name] is None:
+            raise SourceError(
+                f"{path}: member {name!r} is a link to {links[name]!r}, and only links "
+                "to files of the archive are followed; pack it with --dereference "
+                "--hard-dereference."
+            )
+        files[name] = dataclasses.replace(found[name], where=f"{path}: {name}")
+    return files
+
+
+def _end_of_links(name: str, links: Mapping[str, str]) -> str:
+    """Where a link, or a link to a link, leads in the end."""
+    passed = set()
+    while name in links and name not in passed:
+        passed.add(name)
+        name = links[name]
+    return name
 
 
 def check_size(file: File) -> None:

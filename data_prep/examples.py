@@ -37,7 +37,6 @@ _FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG"}
 _TOLD_APART = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
-MAX_TEXT_BYTES = 2**24  # of a list
 _MAX_NAME_BYTES = 1000
 
 
@@ -237,8 +236,9 @@ def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, 
         Encoded JPEG or PNG, and (height, width).
 
     Raises:
-        SourceError: Not an intact 8-bit JPEG or PNG, or too large; or EXIF says that
-            it is to be shown rotated, so that it is unclear which way its label lies.
+        SourceError: Not an intact 8-bit JPEG or PNG, or too large, or nothing that
+            training's decoder reads; or EXIF says that it is to be shown rotated, so
+            that it is unclear which way its label lies.
     """
     encoded = read_content(file)
     image = _decode(file, encoded, ("JPEG", "PNG"), "images must be JPEG or PNG")
@@ -256,8 +256,7 @@ def read_image(file: File, *, oriented: bool = True) -> tuple[bytes, tuple[int, 
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         encoded = buffer.getvalue()
-    if encoded.startswith(b"\x89PNG"):
-        _check_decoder(file, encoded)
+    _check_decoder(file, encoded)
     return encoded, (image.height, image.width)
 
 
@@ -341,18 +340,19 @@ def read_text(file: File, errors: str = "strict") -> str:
     """A file's text.
 
     Args:
-        file: In UTF-8.
+        file: In UTF-8, with or without the mark that some editors put first.
         errors: What to do about bytes that are not, as for `bytes.decode`.
 
     Raises:
         SourceError: It is not UTF-8, or too long for a list.
     """
-    if file.size > MAX_TEXT_BYTES:
+    if file.size > archives.MAX_TEXT_BYTES:
         raise SourceError(
-            f"{file.where}: has {file.size} bytes; a text may have {MAX_TEXT_BYTES}."
+            f"{file.where}: has {file.size} bytes; a text may have "
+            f"{archives.MAX_TEXT_BYTES}."
         )
     try:
-        return file.read().decode("utf-8", errors)
+        return file.read().decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise SourceError(f"{file.where}: must be UTF-8 text ({error}).") from error
 
@@ -380,7 +380,7 @@ def _decode(
 
 
 def _check_decoder(file: File, encoded: bytes) -> None:
-    """Training reads PNG with another library, which lets less pass than Pillow."""
+    """Training decodes with TensorFlow, which lets less pass than Pillow."""
     try:
         with tf.device("CPU"):
             tf.io.decode_image(encoded, channels=3, expand_animations=False)

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 from data_prep import summary
-from data_prep.archives import SourceError, fingerprint, newest_change
+from data_prep.archives import SourceError, fingerprint, newest_change, sizes_alone
 from data_prep.builder import ProgressFunction
 from data_prep.camvid.camvid_dataset_builder import Builder as Camvid
 from data_prep.cityscapes.cityscapes_dataset_builder import Builder as Cityscapes
@@ -113,7 +113,7 @@ def prepare(
             raise SourceError(f"num_examples is for synthetic, not for {dataset}.")
         options["num_examples"] = num_examples
     prepared = BUILDERS[dataset](data_dir=data_dir).is_prepared()
-    origin = _origin(dataset, source_dir, num_examples, prepared)
+    origin = _origin(dataset, source_dir, data_dir, num_examples, prepared)
     if BUILDERS[dataset].DOWNLOADABLE and not source_dir:
         source_dir = str(Path(data_dir) / "downloads")
     if prepared:
@@ -124,7 +124,7 @@ def prepare(
     with alone_in(folder), tempfile.TemporaryDirectory() as downloads:
         staging = Staging(
             folder / f"unfinished-{BUILDERS[dataset].VERSION}",
-            f"{origin} {newest_change(source_dir)} {allow_partial}",
+            f"{origin} {newest_change(source_dir, Path(data_dir))} {allow_partial}",
         )
         builder = BUILDERS[dataset](
             data_dir=data_dir, source_dir=source_dir, staging=staging, **options
@@ -163,9 +163,16 @@ def describe(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _origin(
-    dataset: str, source_dir: str | None, num_examples: int | None, prepared: bool
+    dataset: str,
+    source_dir: str | None,
+    data_dir: str,
+    num_examples: int | None,
+    prepared: bool,
 ) -> str | None:
-    """Identifies the source asked for; None if any will do."""
+    """Identifies the source asked for; None if any will do.
+
+    What is written may lie in the source, in a folder that does not count as its.
+    """
     if dataset == "synthetic":
         if prepared and num_examples is None:
             return None
@@ -178,7 +185,12 @@ def _origin(
         raise SourceError(f"--source_dir is missing: {dataset} is made from files.")
     if not Path(source_dir).exists():
         raise SourceError(f"--source_dir={source_dir}: there is no such folder.")
-    return fingerprint(source_dir)
+    if Path(source_dir).resolve() == Path(data_dir).resolve():
+        raise SourceError(
+            f"--data_dir={data_dir}: is --source_dir too; what is prepared needs a "
+            "folder of its own."
+        )
+    return fingerprint(source_dir, Path(data_dir))
 
 
 def _check_is_the_same(
@@ -187,7 +199,7 @@ def _check_is_the_same(
     """Refuses to take what is prepared for something that it is not."""
     metadata = builder.info.metadata
     remedy = "choose another --data_dir or delete that folder"
-    if origin not in (None, metadata.get("origin")):
+    if origin and metadata.get("origin") not in (origin, sizes_alone(origin)):
         raise SourceError(
             f"{builder.data_dir}: was prepared from another source; {remedy}."
         )

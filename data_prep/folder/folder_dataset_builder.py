@@ -13,8 +13,9 @@ NAME may contain sub-folders.  The splits are the folders in images/, or the lis
 SOURCE may be an archive, and classes.txt may lie in a folder of it.
 """
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -23,6 +24,7 @@ from data_prep import archives, examples
 from data_prep.archives import File, Files, SourceError
 from data_prep.builder import PairBuilder
 from data_prep.examples import Pair
+from data_prep.summary import SplitCount
 from ss_gan_tf.datasets import IGNORE_LABEL, default_colors
 
 _LISTS = "ImageSets/Segmentation"
@@ -52,8 +54,11 @@ class Builder(PairBuilder):
         self.info.metadata.update(
             examples.metadata(*read_classes(files["classes.txt"]))
         )
+        self._shared = {}
         if lists := archives.below(files, _LISTS):
-            return listed_splits(source, files, lists)
+            plan = listed_splits(source, files, lists)
+            self._shared = shared_images(plan)
+            return plan
         return {
             split: examples.match_pairs(
                 f"{source}/images/{split}",
@@ -62,6 +67,9 @@ class Builder(PairBuilder):
             )
             for split in find_splits(source, files)
         }
+
+    def _finish_split(self, split: str, count: SplitCount) -> list[str]:
+        return [self._shared[split]] if split in self._shared else []
 
 
 def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pair]]:
@@ -83,7 +91,7 @@ def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pa
         split = path.removesuffix(".txt")
         check_split_name(lists[path].where, split)
         splits[split] = []
-        for name in dict.fromkeys(examples.read_text(lists[path]).split()):
+        for name in dict.fromkeys(names_in(lists[path])):
             for found, folder in ((images, _IMAGES), (masks, _MASKS)):
                 if name not in found:
                     raise SourceError(
@@ -96,21 +104,49 @@ def listed_splits(source: Path, files: Files, lists: Files) -> dict[str, list[Pa
     return splits
 
 
+def names_in(file: File) -> list[str]:
+    """The names that a list has, one a line; blank lines count for nothing."""
+    lines = map(str.strip, examples.read_text(file).splitlines())
+    return [line for line in lines if line]
+
+
+def shared_images(splits: Mapping[str, Sequence[Pair]]) -> dict[str, str]:
+    """Split -> a line on which of its images the lists behind its own have too.
+
+    They are no mistake in themselves: trainval consists of train and val.
+    """
+    names = {split: {pair.name for pair in splits[split]} for split in splits}
+    notes = {}
+    for one, other in itertools.combinations(splits, 2):
+        if both := names[one] & names[other]:
+            note = f"{other} has {len(both)} of its images too, {min(both)} the first"
+            notes[one] = f"{notes[one]}; {note}" if one in notes else f"{one}: {note}"
+    return notes
+
+
 def find_splits(source: Path, files: Files) -> list[str]:
     """The sub-folders of images/ that hold a file, sorted.
 
     Raises:
-        SourceError: There is none, labels/ has others, a name is not a word.
+        SourceError: There is none, labels/ has others, a name is not a word, or an
+            image or a label lies beside the splits.
     """
-    found = {}
-    for kind in ("images", "labels"):
+    found, loose = {}, []
+    for kind, suffixes in (("images", examples.IMAGE_SUFFIXES), ("labels", (".png",))):
         inside = archives.below(files, kind)
         if not inside:
             raise SourceError(f"{source}/{kind}: folder is missing or empty.")
+        alone = {name: inside[name] for name in inside if "/" not in name}
+        loose += examples.by_name(alone, suffixes).values()
         found[kind] = {name.split("/")[0] for name in inside if "/" in name}
     if not found["images"]:
         raise SourceError(
             f"{source}/images: holds no split; expected folders such as train, val."
+        )
+    if loose:
+        raise SourceError(
+            f"{loose[0].where}: is in no split ({len(loose)} files are in none); move "
+            "it into the folder of one, or out of the source."
         )
     for split in sorted(found["images"] ^ found["labels"]):
         there, missing = (
@@ -147,8 +183,7 @@ def read_classes(
             name holds control characters or occurs twice, or a colour is outside
             0..255.
     """
-    # With or without the mark that some editors put first.
-    lines = examples.read_text(file).removeprefix("\ufeff").rstrip().splitlines()
+    lines = examples.read_text(file).rstrip().splitlines()
     if not 1 <= len(lines) <= IGNORE_LABEL:
         raise SourceError(
             f"{file.where}: has {len(lines)} lines, not 1..{IGNORE_LABEL}."

@@ -16,6 +16,7 @@ from data_prep.archives import (
     fingerprint,
     newest_change,
     open_source,
+    sizes_alone,
 )
 
 FILES = {"a/x.txt": b"first", "a/b/y.bin": bytes(range(256)) * 9, "z.txt": b""}
@@ -71,14 +72,64 @@ def test_members_that_climb_out_are_refused(pack, suffix, name):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_links_in_a_tar_are_no_files(tmp_path):
-    path = tmp_path / "packed.tar"
-    with tarfile.open(path, "w") as archive:
-        for kind, name in ((tarfile.SYMTYPE, "soft"), (tarfile.LNKTYPE, "hard")):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
-            archive.addfile(member)
-    assert open_source(path) == {}
+@pytest.fixture
+def pack_links(tmp_path):
+    """Writes a tar of links (name, kind, what it says) and of a file, a/x.png."""
+
+    def write(suffix, *links):
+        path = tmp_path / f"packed{suffix}"
+        with tarfile.open(path, "w" if suffix == ".tar" else "w:gz") as archive:
+            for name, kind, target in [*links[:1], ("a/x.png", None, ""), *links[1:]]:
+                member = tarfile.TarInfo(name)
+                if kind:
+                    member.type, member.linkname = kind, target
+                    archive.addfile(member)
+                else:
+                    member.size = 3
+                    archive.addfile(member, io.BytesIO(b"png"))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_links_in_a_tar_have_the_content_of_their_file(pack_links, suffix):
+    path = pack_links(
+        suffix,
+        ("a/b/before.png", tarfile.SYMTYPE, "../x.png"),
+        ("./hard.png", tarfile.LNKTYPE, "./a/x.png"),
+        ("a/of_link.png", tarfile.SYMTYPE, ".././hard.png"),
+        ("a/x.png", tarfile.LNKTYPE, "a/x.png"),  # GNU tar, of a file named twice
+        (".hidden", tarfile.SYMTYPE, "/etc/passwd"),
+    )
+    files = open_source(path)
+    names = ["a/b/before.png", "a/of_link.png", "a/x.png", "hard.png"]
+    assert list(files) == names
+    assert {file.read() for file in files.values()} == {b"png"}
+    assert {file.size for file in files.values()} == {3}
+    assert files["hard.png"].where == f"{path}: hard.png"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../a/x.png", "a", "no", "link"])
+def test_links_in_a_tar_never_lead_out_of_it(pack_links, suffix, kind, target):
+    """Nor to a folder, to nothing or to themselves."""
+    path = pack_links(suffix, ("link", kind, target))
+    with pytest.raises(SourceError) as error:
+        open_source(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: member 'link' is a link to '{target}', and only ")
+    assert "pack it with --dereference --hard-dereference" in text and "\n" not in text
+
+
+def test_links_that_nobody_wants_of_a_compressed_tar(pack_links):
+    path = pack_links(
+        ".tgz", ("link", tarfile.SYMTYPE, "/etc/passwd"), ("b.png", b"1", "a/x.png")
+    )
+    assert list(archives.stream_tar(path, lambda n: n.endswith("x.png"))) == ["a/x.png"]
+    with pytest.raises(SourceError, match="'b.png' is a link to 'a/x.png'"):
+        archives.stream_tar(path, lambda name: name == "b.png")
 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
@@ -168,6 +219,27 @@ def test_links_in_a_folder_that_lead_nowhere_or_in_a_circle(tmp_path):
     (tmp_path / "a" / "x.png").touch()
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert list(open_source(tmp_path)) == ["a/x.png"]
+    assert newest_change(tmp_path) > 0
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    """A disk for the pictures, another for the lists."""
+    elsewhere, source = tmp_path / "elsewhere", tmp_path / "source"
+    (elsewhere / "a").mkdir(parents=True)
+    (elsewhere / "a" / "x.png").write_bytes(b"x")
+    (source / "images").mkdir(parents=True)
+    # Two names of one folder, and a link to a link, are no circle.
+    (source / "images" / "train").symlink_to(elsewhere)
+    (source / "images" / "val").symlink_to("train")
+    (source / "images" / "val.png").touch()
+    files = open_source(source)
+    names = ["images/train/a/x.png", "images/val/a/x.png", "images/val.png"]
+    assert list(files) == names
+    assert files["images/val/a/x.png"].read() == b"x"
+    os.utime(elsewhere / "a" / "x.png", (2**32, 2**32))
+    assert newest_change(source) == 2**32 * 10**9
+    assert list(open_source(source / "images" / "train")) == ["a/x.png"]
+    assert archives.list_folder(tmp_path / "nowhere") == {}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -272,6 +344,42 @@ def test_fingerprint_tells_sources_apart(draw_folder, tmp_path):
     before = fingerprint(one)
     (one / os.fsdecode(b"caf\xe9")).touch()  # no UTF-8
     assert fingerprint(one) != before
+
+
+def test_fingerprint_tells_texts_of_one_size_apart(draw_folder, tmp_path):
+    source = draw_folder(tmp_path / "source")
+    before = fingerprint(source)
+    image = source / "images" / "val" / "y.png"
+    image.write_bytes(image.read_bytes()[::-1])
+    assert fingerprint(source) == before  # images are not read
+    text = (source / "classes.txt").read_text()
+    (source / "classes.txt").write_text(text.replace("car", "bus"))
+    after = fingerprint(source)
+    assert after != before and sizes_alone(after) == sizes_alone(before)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_fingerprint_tells_texts_in_archives_apart(pack, suffix):
+    prints, sizes = set(), set()
+    for number in range(9):
+        path = pack(suffix, {"classes.txt": b"car%d" % number, "x.png": b"png"})
+        prints.add(fingerprint(path))
+        sizes.add(path.stat().st_size)
+    assert len(prints) == 9 > len(sizes)  # some are of one size
+
+
+def test_what_is_left_out_of_a_source(draw_folder, tmp_path):
+    source = draw_folder(tmp_path / "source")
+    data = source / "data"
+    before = fingerprint(source, data)  # before there is such a folder
+    data.mkdir()
+    changed = newest_change(source, data)
+    (data / "x").touch()
+    os.utime(data / "x", (2**32, 2**32))
+    assert fingerprint(source, data) == before != fingerprint(source)
+    assert newest_change(source, data) == changed < newest_change(source)
+    (tmp_path / "data").symlink_to(data)
+    assert fingerprint(source, tmp_path / "data") == before
 
 
 def test_newest_change(tmp_path):

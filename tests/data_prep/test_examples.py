@@ -272,6 +272,17 @@ def test_png_that_only_pillow_reads(tmp_path):
     fails("TensorFlow cannot decode it", read_image, path)
 
 
+def test_jpeg_that_only_pillow_reads(tmp_path):
+    """A file whose end was never written to the disk, which left zeros in its place."""
+    path = tmp_path / "image.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-500] + bytes(500))
+    Image.open(path).load()
+    message = f"{path}: is not a readable image (TensorFlow cannot decode it"
+    fails(message, read_image, path)
+
+
 def test_label_whose_header_does_not_come_first(tmp_path):
     path = tmp_path / "mask.png"
     text = b"tEXt" + b"a\0b"
@@ -303,6 +314,12 @@ def test_text_that_is_not_utf_8(tmp_path):
     path.write_bytes(b"caf\xe9")
     fails(f"{path}: must be UTF-8 text", examples.read_text, as_file(path))
     assert examples.read_text(as_file(path), "replace") == "caf\ufffd"
+
+
+def test_text_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("caf\xe9", encoding="utf-8-sig")
+    assert examples.read_text(as_file(path)) == "caf\xe9"
 
 
 def test_other_format(tmp_path):

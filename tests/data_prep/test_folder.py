@@ -10,10 +10,10 @@ from PIL import Image
 
 from data_prep import archives
 from data_prep.archives import SourceError
-from data_prep.folder.folder_dataset_builder import Builder
+from data_prep.folder.folder_dataset_builder import Builder, listed_splits
 from data_prep.folder.folder_dataset_builder import find_splits as find_splits_of
 from data_prep.folder.folder_dataset_builder import read_classes as read_classes_of
-from data_prep.prepare import prepare
+from data_prep.prepare import describe, prepare
 from ss_gan_tf import input_pipeline
 
 
@@ -96,6 +96,34 @@ def test_voc_layout(voc_like, layouts, tmp_path, packed):
     np.testing.assert_array_equal(label, expected)
 
 
+def test_images_in_several_lists_are_noted(voc_like, tmp_path):
+    done = prepare("folder", str(voc_like), str(tmp_path / "data"))
+    notes = [line.strip() for line in describe(done).splitlines() if "too" in line]
+    assert notes == [
+        "note: both: train has 1 of its images too, a/x the first; "
+        "val has 1 of its images too, y the first"
+    ]
+    lists = voc_like / "ImageSets" / "Segmentation"
+    (lists / "both.txt").unlink()
+    done = prepare("folder", str(voc_like), str(tmp_path / "apart"))
+    assert "too" not in describe(done)
+
+
+def test_names_in_a_list_may_hold_spaces(voc_like, tmp_path):
+    """And the list may begin with the mark of some editors, and end lines as those."""
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        image = voc_like / folder / "a" / f"x.{suffix}"
+        image.rename(image.with_stem("x (1) left"))
+    for split in ("train", "both"):
+        path = voc_like / "ImageSets" / "Segmentation" / f"{split}.txt"
+        path.write_bytes(b"\xef\xbb\xbf  a/x (1) left \r\n\r\n")
+    files = archives.list_folder(voc_like)
+    lists = archives.below(files, "ImageSets/Segmentation")
+    splits = listed_splits(voc_like, files, lists)
+    names = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
+    assert names == {"train": ["a/x (1) left"], "both": ["a/x (1) left"], "val": ["y"]}
+
+
 @pytest.mark.parametrize("kind", ["JPEGImages", "SegmentationClass"])
 def test_list_that_names_what_is_missing(voc_like, tmp_path, kind):
     shutil.rmtree(voc_like / kind / "a")
@@ -128,6 +156,17 @@ def test_no_split(tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "x.png").touch()
     fails(f"{tmp_path / 'images'}: holds no split", find_splits, tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [("images", "labels"), ("images",), ("labels",)])
+def test_files_beside_the_splits(source, kinds):
+    for name in ("readme.txt", ".hidden.png"):
+        (source / "images" / name).touch()
+    assert find_splits(source) == ["train", "val"]
+    for kind in kinds:
+        (source / kind / "z.png").touch()
+    message = f"{source / kinds[0] / 'z.png'}: is in no split ({len(kinds)} files"
+    fails(message, find_splits, source)
 
 
 @pytest.mark.parametrize("there, missing", [("images", "labels"), ("labels", "images")])

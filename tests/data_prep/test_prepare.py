@@ -1,5 +1,6 @@
 """The command: what it writes, what it says, and how it ends."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from data_prep.archives import SourceError
+from data_prep.archives import SourceError, sizes_alone
 from data_prep.prepare import describe, prepare
 from ss_gan_tf import input_pipeline
 
@@ -75,6 +76,39 @@ def test_another_source_is_not_taken_for_the_first(draw_folder, tmp_path):
     with pytest.raises(SourceError, match="was prepared from another source"):
         prepare("synthetic", None, data, num_examples=2)
         prepare("synthetic", None, data, num_examples=3)
+
+
+def test_corrected_class_names_are_another_source(draw_folder, tmp_path):
+    source, data = draw_folder(tmp_path / "source"), str(tmp_path / "data")
+    prepare("folder", str(source), data)
+    text = (source / "classes.txt").read_text()
+    (source / "classes.txt").write_text(text.replace("car", "bus"))
+    with pytest.raises(SourceError, match="was prepared from another source"):
+        prepare("folder", str(source), data)
+
+
+def test_data_may_lie_in_the_source(draw_folder, tmp_path, monkeypatch):
+    source = draw_folder(tmp_path / "source")
+    monkeypatch.chdir(source)
+    first = prepare("folder", ".", "data")
+    prepare("synthetic", None, "data", num_examples=2)
+    for same in (".", str(source)):
+        assert describe(prepare("folder", same, "data")) == describe(first)
+    with pytest.raises(SourceError, match="--data_dir=.*/source: is --source_dir too"):
+        prepare("folder", ".", str(source))
+
+
+def test_what_was_prepared_when_texts_did_not_count_is_accepted(draw_folder, tmp_path):
+    source, data = draw_folder(tmp_path / "source"), str(tmp_path / "data")
+    done = prepare("folder", str(source), data)
+    path = pathlib.Path(done.data_dir) / "metadata.json"
+    stored = json.loads(path.read_text())
+    stored["origin"] = sizes_alone(stored["origin"])
+    path.write_text(json.dumps(stored))
+    assert describe(prepare("folder", str(source), data)) == describe(done)
+    (source / "classes.txt").write_text("other\n")
+    with pytest.raises(SourceError, match="was prepared from another source"):
+        prepare("folder", str(source), data)
 
 
 @pytest.mark.parametrize("dataset", ["camvid", "folder"])
