@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import collapse
+from ss_gan_tf import collapse, stages
 
 
 def row(name, guard, seed, phase1, miou, *alarms):
@@ -59,13 +59,20 @@ def networks_at(step):
     return types.SimpleNamespace(generator_optimizer=optimizer, adversary=adversary)
 
 
+@pytest.mark.parametrize("lost", [0, 7])  # by going back
 @pytest.mark.parametrize("step", [collapse.AT_STEP - 1, collapse.AT_STEP])
-def test_what_happens_in_the_middle_happens_at_one_step(step):
-    networks, seen = networks_at(step), []
+def test_what_happens_in_the_middle_happens_at_one_step(monkeypatch, step, lost):
+    networks, seen = networks_at(step - lost), []
+    weakening = stages.Weakening()
+    weakening.lost_steps.assign(lost)
+    stage = stages.Stage("phase2", 100, lambda *batch: seen.append(batch[0]), 0)
+    monkeypatch.setattr(stages, "make_stages", lambda *args: [stage])
     before = networks.adversary.get_weights()
     image = np.ones([1, 2, 2, 3], np.float32)
-    for wrap in (collapse._bad_batch, collapse._adversary_reset):
-        wrap(lambda *batch: seen.append(batch[0]), networks)(image, None)
+    for name in ("bad_batch", "adversary_reset"):
+        make_stages = collapse.PROVOCATIONS[name].make_stages
+        (provoking,) = make_stages(None, networks, 255, weakening)
+        provoking.step(image, None)
     happens = step == collapse.AT_STEP
     assert np.isnan(seen[0]).all() == happens and np.isfinite(seen[1]).all()
     kernel = networks.adversary.get_weights()[0]
