@@ -126,7 +126,7 @@ def list_tar(path: Path) -> dict[str, File]:
 
     Raises:
         SourceError: The tar is faulty, cut short, a name leads out of it, or a link
-            to anything but one of its files.
+            does.
     """
     files, links = {}, {}
     try:
@@ -397,28 +397,39 @@ def _with_links(
     links: Mapping[str, str],
     keep: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, File]:
-    """Adds the links of a tar, which have the content of the files that they mean.
+    """Adds the links of a tar, which have the content of what they mean.
 
     Nothing is looked for outside the archive.
 
     Raises:
-        SourceError: A link that is to be kept means none of `files`.
+        SourceError: A link that is to be kept means no file or folder of `files`.
     """
     files = {posixpath.normpath(name): file for name, file in files.items()}
     links = {
         posixpath.normpath(name): posixpath.normpath(target)
         for name, target in links.items()
     }
-    found = {n: files.get(_end_of_links(n, links)) for n in links if keep(n)}
-    for name in _visible(found):
-        if found[name] is None:
+    found = dict(files)
+    ends = {name: _end_of_links(name, links) for name in links}
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
+    for name, end in ends.items():
+        # A folder's second name; one that lies in it would have no end.
+        if end in folders and not f"{name}/".startswith(f"{end}/"):
+            below = [each for each in files if each.startswith(f"{end}/")]
+            more = {name + each[len(end) :]: files[each] for each in below}
+            found |= {each: file for each, file in more.items() if keep(each)}
+    for name in _visible({name: None for name in links if keep(name)}):
+        end = ends[name]
+        if end in folders:
+            continue
+        if end not in found:
             raise SourceError(
                 f"{path}: member {name!r} is a link to {links[name]!r}, and only links "
-                "to files of the archive are followed; pack it with --dereference "
+                "to what the archive holds are followed; pack it with --dereference "
                 "--hard-dereference."
             )
-        files[name] = dataclasses.replace(found[name], where=f"{path}: {name}")
-    return files
+        found[name] = dataclasses.replace(found[end], where=f"{path}: {name}")
+    return found
 
 
 def _end_of_links(name: str, links: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -90,12 +91,44 @@ def read_run(workdir: str) -> Run:
         ) from error
 
 
-def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
+def with_start(config: Config, workdir: str) -> Config:
+    """The settings with the run that G starts from where it lies now.
+
+    A study may have moved: what its runs start from is the phase 1 beside them.
+
+    Args:
+        config: of a run.
+        workdir: RUN.
+    """
+    if not config.init_generator:
+        return config
+    start = os.path.realpath(config.init_generator)
+    beside = os.path.join(
+        os.path.dirname(os.path.realpath(workdir)), os.path.basename(start)
+    )
+    # STUDY/seedN/BACKBONE/phase1
+    if start.split(os.sep)[-3:] == beside.split(os.sep)[-3:]:
+        start = beside
+    return dataclasses.replace(config, init_generator=start)
+
+
+def check_same_run(
+    workdir: str,
+    config: Config,
+    class_names: tuple[str, ...],
+    may_differ: Sequence[str] = BOOKKEEPING + EXECUTION,
+):
     """Refuses to continue another run in its folder.
 
+    Args:
+        workdir: RUN.
+        config: of the run that is to go on there.
+        class_names: of its data set.
+        may_differ: fields that do not count.
+
     Raises:
-        ValueError: the folder holds a run of other classes or other settings than
-            those of bookkeeping and execution; the message names each with both values.
+        ValueError: the folder holds a run of other classes or other settings; the
+            message names each with both values.
     """
     old = read_run(workdir)
     if old.class_names != tuple(class_names):
@@ -104,7 +137,8 @@ def check_same_run(workdir: str, config: Config, class_names: tuple[str, ...]):
             f"{list(old.class_names)}, the data set has {len(class_names)} "
             f"{list(class_names)}; choose another --workdir"
         )
-    found = differences(old.config, config, ignored=BOOKKEEPING + EXECUTION)
+    pair = (with_start(each, workdir) for each in (old.config, config))
+    found = differences(*pair, ignored=may_differ)
     if found:
         told = [f"{name}={a!r} there, {b!r} now" for name, (a, b) in found.items()]
         hint = "choose another --workdir"
@@ -135,7 +169,8 @@ def make_way(workdir: str, config: Config, class_names: tuple[str, ...]):
             "gone; remove the folder, or choose another --workdir"
         )
     if left:
-        check_same_run(workdir, config, class_names)
+        may_differ = BOOKKEEPING + EXECUTION + EVALUATION  # nothing to compare with yet
+        check_same_run(workdir, config, class_names, may_differ)
     for name in left:
         shutil.rmtree(os.path.join(workdir, name))
 

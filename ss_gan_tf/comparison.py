@@ -24,8 +24,16 @@ GUARD = ("guard", "guard_retries", "guard_miou_drop")
 MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *GUARD, *BOOKKEEPING, *EXECUTION}
 MAY_DIFFER |= {*EVALUATION}  # evaluations say themselves how they were made
 
-# What two evaluations must share, as metrics.json has it.
-SAME_EVALUATION = ("mode", "window", "overlap", "scales", "flip", "partial")
+# What two evaluations must share, as metrics.json has it, and what it means that a
+# field is not there.
+SAME_EVALUATION = {
+    "mode": "whole",
+    "window": None,
+    "overlap": None,
+    "scales": [1.0],
+    "flip": False,
+    "partial": False,
+}
 
 
 # --- Runs --------------------------------------------------------------------
@@ -187,17 +195,21 @@ class Comparison:
             of: a role, or a variant.
 
         Returns:
-            Fields of Config, and of metrics.json as "evaluation NAME".
+            Fields of Config; of evaluations what they differ in.
         """
         found = []
-        for ours, other in self._pairs(group, of, against):
-            found += unfair_differences(ours.config, other.config)
-            figures = [result.metrics.get(kind, {}) for result in (ours, other)]
-            found += [
-                f"evaluation {name}"
-                for name in SAME_EVALUATION
-                if all(figures) and figures[0].get(name) != figures[1].get(name)
-            ]
+        for pair in self._pairs(group, of, against):
+            starts = (checkpoints.with_start(r.config, r.run.workdir) for r in pair)
+            found += unfair_differences(*starts)
+            ours, other = (each.metrics.get(kind) for each in pair)
+            if ours and other:
+                found += [
+                    f"evaluation {name}"
+                    for name, default in SAME_EVALUATION.items()
+                    if ours.get(name, default) != other.get(name, default)
+                ]
+            if problem := _other_images(*pair, kind):
+                found.append(f"evaluated images ({problem})")
         return list(dict.fromkeys(found))
 
     def _pairs(self, group, of, against) -> list[tuple[Result, Result]]:
@@ -233,7 +245,7 @@ class Gain:
         seed: of both runs.
         points: ours minus the other's.
         interval: of 95 %, from the paired bootstrap over images; None without counts
-            of each image.
+            of each image, or where the images or their truth differ.
     """
 
     seed: int
@@ -243,9 +255,21 @@ class Gain:
 
 def _gain(seed, ours, other, kind) -> Gain:
     points = 100 * (ours.miou(kind) - other.miou(kind))
-    if kind not in ours.counts or kind not in other.counts:
+    shared = ours.counts.keys() & other.counts.keys()
+    if kind not in shared or _other_images(ours, other, kind):
         return Gain(seed, points)
     return Gain(seed, points, interval(ours.counts[kind], other.counts[kind]))
+
+
+def _other_images(ours, other, kind) -> str:
+    """Why the counts of each image are not of the same ones; empty where they are."""
+    if kind not in ours.counts.keys() & other.counts.keys():
+        return ""
+    try:
+        check_same_images(ours.counts[kind], other.counts[kind])
+    except ValueError as error:
+        return f"{other.run.workdir} has others: {error}"
+    return ""
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

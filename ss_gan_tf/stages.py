@@ -283,9 +283,6 @@ def make_phase2_step(
     # At rate 0 A stays as random as it began: the placebo that learns nothing.
     adversary_lr = config.adversary_lr if config.trains_adversary else 0.0
     decayed = linear_decay(adversary_lr, adversary_lr * decay, steps)
-    if weakening:
-        generator_lr = _by_the_runs_clock(generator_lr, weakening)
-        decayed = _by_the_runs_clock(decayed, weakening, weakening.adversary_rate)
     return train_step.make_adversarial_step(
         networks.generator,
         networks.adversary,
@@ -303,19 +300,14 @@ def make_phase2_step(
         generator_lr=generator_lr,
         strength=weakening and weakening.strength,
         real_map=real_map,
-        adversary_lr=decayed,
+        lost_steps=weakening and weakening.lost_steps,
+        adversary_lr=(
+            (lambda step: decayed(step) * weakening.adversary_rate)
+            if weakening
+            else decayed
+        ),
         **common,
     )
-
-
-def _by_the_runs_clock(schedule, weakening, factor=1.0) -> train_step.Schedule:
-    """The schedule of a run that may go back, times what the guard lowers."""
-
-    def rate(iterations):
-        step = tf.cast(iterations, tf.float32) + weakening.lost_steps
-        return schedule(step) * factor
-
-    return rate
 
 
 def _then_average(step: Callable, networks: Networks, decay: float) -> Callable:

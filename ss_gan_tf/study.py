@@ -169,7 +169,7 @@ def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
             for role, variant in roles:
                 changes: dict[str, Any] = {"arm": backbone}
                 if role != "phase1":
-                    path = os.path.abspath(os.path.join(workdir, start))
+                    path = os.path.join(workdir, start)
                     changes = {"arm": f"{backbone}_g", "init_generator": path}
                 if role == "control":
                     changes["lambda_on"] = "generator"  # its flag is not passed on

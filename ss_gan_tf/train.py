@@ -124,15 +124,9 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
         )
     if resumes:
         old = checkpoints.read_run(workdir)
-        machines = old.provenance.get("machines", [])
-        here = describe_machine()
-        provenance = {
-            "execution": _execution(config),
-            "machines": machines + [here] * (here not in machines),
-        }
-        old = dataclasses.replace(old, provenance=old.provenance | provenance)
-        place = os.path.abspath(data_dir)
-        checkpoints.write_run(dataclasses.replace(old, config=config, data_dir=place))
+        fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
+        fields["provenance"] = old.provenance | {"execution": _execution(config)}
+        checkpoints.write_run(dataclasses.replace(old, **fields))
     else:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
@@ -141,7 +135,10 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     training = _Training(
         config, data, networks, workdir, progress, stop, make_stages, strategy
     )
-    for stage in training.plan[training.restore() :]:
+    first = training.restore()
+    if resumes and not training.is_over():
+        _note_machine(workdir)
+    for stage in training.plan[first:]:
         training.run(stage)
 
     # --- Result --------------------------------------------------------------
@@ -184,6 +181,11 @@ class _Training:
         told = settings.keys() - {*BOOKKEEPING, *EVALUATION}
         self.writer.hparams({name: settings[name] for name in told})
         return 0
+
+    def is_over(self) -> bool:
+        """Whether every step has been done."""
+        last = self.plan[-1]
+        return (self.state.stage, self.state.step) == (last.name, last.num_steps)
 
     def _stop_if_asked(self, stage, step, is_saved=False):
         if self.stop and self.workers.any(self.stop()):
@@ -449,6 +451,15 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             },
         )
     )
+
+
+def _note_machine(workdir):
+    """Adds this machine and commit to those that the run has been made on."""
+    run = checkpoints.read_run(workdir)
+    machines = run.provenance.get("machines", [{}])  # not told once
+    here = describe_machine()
+    told = run.provenance | {"machines": machines + [here] * (here not in machines)}
+    checkpoints.write_run(dataclasses.replace(run, provenance=told))
 
 
 def _execution(config) -> dict:

@@ -108,6 +108,7 @@ def make_adversarial_step(
     lambda_max: float = 100.0,
     placebo: str = "none",
     strength: tf.Variable | None = None,
+    lost_steps: tf.Variable | None = None,
     real_map: Callable = adversary_lib.real_map,
     generator_lr: Schedule | None = None,
     adversary_lr: Schedule | None = None,
@@ -140,9 +141,11 @@ def make_adversarial_step(
         placebo: `entropy` puts the prediction's entropy in the place of the
             adversarial loss and leaves all else, A's training included, as it is.
         strength: factor on G's weight, changed between steps; None is 1.
+        lost_steps: float32, steps that generator_optimizer.iterations lacks because an
+            earlier state of it was restored; rates and ramp count them. None is 0.
         real_map: eq. 1, (probs, label, epsilon, ignore_label) -> [B, H, W, C].
-        generator_lr: generator_optimizer.iterations -> G's rate; None: its own.
-        adversary_lr: generator_optimizer.iterations -> A's rate; None: its own.
+        generator_lr: steps of G -> G's rate; None: its own.
+        adversary_lr: steps of G -> A's rate; None: its own.
         ignore_label: id of unlabelled pixels.
         accumulate_steps: parts in which the batch is computed; they divide B.
         jit_compile: compile the step with XLA.
@@ -195,6 +198,8 @@ def make_adversarial_step(
 
     def adversarial_step(image, label):
         step = generator_optimizer.iterations
+        if lost_steps is not None:
+            step = tf.cast(step, tf.float32) + lost_steps
         statistics = gradients_lib.statistics_of(generator)
         logits, send_back = gradients_lib.run_generator(
             generator, generator_optimizer, image, accumulate_steps

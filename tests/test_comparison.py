@@ -11,6 +11,7 @@ from ss_gan_tf import comparison
 from ss_gan_tf.comparison import Comparison, Gain, conclude, read_result
 from ss_gan_tf.config import Config
 from ss_gan_tf.per_image import PerImage
+from ss_gan_tf.tables import Tables
 
 GROUP = ("camvid", "vgg16")
 
@@ -122,10 +123,11 @@ def test_without_counts_there_is_no_interval(fake_run):
     assert compared.gains(GROUP, "control", "test")[0].interval is None
 
 
-def test_different_images_are_refused(fake_run):
+def test_different_images_are_not_comparable(fake_run):
     compared = compare(fake_run("a", [0.9, 0.9]), fake_run("c", [0.8], lambda_adv=0.0))
-    with pytest.raises(ValueError, match="images differ: 2 and 1"):
-        compared.gains(GROUP, "control", "test")
+    (problem,) = compared.unfair(GROUP, "control", "test")
+    assert "/c has others: images differ: 2 and 1" in problem
+    assert compared.gains(GROUP, "control", "test")[0].interval is None
 
 
 def test_a_pair_may_differ_in_the_adversary_alone():
@@ -159,6 +161,24 @@ def test_two_spellings_of_a_path_are_fair(tmp_path, monkeypatch):
     assert comparison.unfair_differences(first, Config(init_generator="S")) != []
 
 
+def test_a_study_that_has_moved_is_fair(fake_run, tmp_path):
+    places = {"control": "/elsewhere/STUDY", "adversarial": str(tmp_path / "STUDY")}
+    paths = [
+        fake_run(
+            f"STUDY/seed0/vgg16/{name}",
+            [0.9],
+            init_generator=f"{place}/seed0/vgg16/phase1",
+            **({"lambda_adv": 0.0} if name == "control" else {}),
+        )
+        for name, place in places.items()
+    ]
+    assert compare(*paths).unfair(GROUP, "control", "test") == []
+    other = fake_run("other", [0.9], lambda_adv=0.0, init_generator="/x/phase1")
+    assert compare(paths[1], other).unfair(GROUP, "control", "test") == [
+        "init_generator"
+    ]
+
+
 def test_evaluations_of_another_kind_are_unfair(fake_run):
     ours, other = fake_run("a", [0.9]), fake_run("c", [0.8], lambda_adv=0.0)
     for path, scales in ((ours, [1.0, 1.25]), (other, [1.0])):
@@ -167,16 +187,22 @@ def test_evaluations_of_another_kind_are_unfair(fake_run):
         file.write_text(json.dumps(json.loads(file.read_text()) | told))
     compared = compare(ours, other)
     assert compared.unfair(GROUP, "control", "test") == ["evaluation scales"]
+    told = compared.get(GROUP, 0, "adversarial").metrics["test"]
+    told["scales"] = [1.0]
+    del told["flip"]  # as it was written once
+    assert compared.unfair(GROUP, "control", "test") == []
     assert compared.unfair(GROUP, "control", "test-best") == []
 
 
-def test_another_truth_of_the_same_images_is_refused(fake_run):
+def test_another_truth_of_the_same_images_is_not_comparable(fake_run):
     paths = fake_run("a", [0.9, 0.8]), fake_run("c", [0.8, 0.8], lambda_adv=0.0)
     compared = compare(*paths)
     counts = compared.get(GROUP, 0, "control").counts["test"].counts["confusion"]
     counts[1, 0, 0] += 1
-    with pytest.raises(ValueError, match="image1: the truth differs"):
-        compared.gains(GROUP, "control", "test")
+    (problem,) = compared.unfair(GROUP, "control", "test")
+    assert problem.startswith("evaluated images (") and "image1: the truth" in problem
+    texts = [block.text for block in Tables(compared, "test").conclusions()]
+    assert any("the control: not comparable" in text for text in texts)
 
 
 def test_two_runs_of_one_place_are_refused(fake_run):

@@ -204,17 +204,20 @@ def test_the_guard_lowers_the_adversarys_rate_between_steps(tiny_config, batch):
     assert rate == pytest.approx(0.1 * 5e-4 * 0.775)  # see the rates above
 
 
-def test_rates_follow_the_runs_clock_where_the_optimizer_went_back(tiny_config, batch):
-    networks, _ = stages.create_networks(tiny_config, CLASSES)
+def test_rates_and_ramp_follow_the_runs_clock_where_g_went_back(tiny_config, batch):
+    config = dataclasses.replace(tiny_config, lambda_ramp_steps=4)
+    networks, _ = stages.create_networks(config, CLASSES)
     weakening = stages.Weakening()
-    step = stages.make_stages(tiny_config, networks, 255, weakening)[-1].step
+    step = stages.make_stages(config, networks, 255, weakening)[-1].step
     for _ in range(3):
-        scalars = step(*batch)
-    third = {k: float(v) for k, v in scalars.items() if k.startswith("learning_rate")}
-    networks.generator_optimizer.iterations.assign(1)
-    weakening.lost_steps.assign(1.0)
+        rates = step(*batch)
+    rates = {k: float(v) for k, v in rates.items() if k.startswith("learning_rate")}
+    networks.generator_optimizer.iterations.assign(0)
+    weakening.lost_steps.assign(2.0)
     scalars = step(*batch)
-    assert {name: float(scalars[name]) for name in third} == third
+    assert {name: float(scalars[name]) for name in rates} == rates
+    weighed = float(scalars["gradient/ratio"])  # 3/4 of the ratio that is held
+    assert weighed == pytest.approx(0.75 * config.gradient_ratio, rel=1e-3)
 
 
 def test_seeds_differ_between_stages_and_runs_and_fit_31_bits():

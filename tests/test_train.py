@@ -151,15 +151,23 @@ def test_killed_before_the_first_state_or_while_g_stands_still(
 def test_a_run_names_every_machine_and_commit_that_it_was_made_on(
     averaging_config, tiny_data, tmp_path, monkeypatch
 ):
-    here = describe_machine()
-    for commit in ("first", "second", "second"):
+    here, seen = describe_machine(), []
+    stops = iter([True, False])
+    for commit in ("first", "second", "finished"):
         monkeypatch.setattr(
             train_lib, "describe_machine", lambda c=commit: here | {"commit": c}
         )
-        with eagerly():
-            train(averaging_config, tiny_data, str(tmp_path))
+        with eagerly(), contextlib.suppress(Stopped):
+            train(
+                averaging_config,
+                tiny_data,
+                str(tmp_path),
+                lambda *args: seen.append(args),
+                lambda: next(stops, False),
+            )
     machines = checkpoints.read_run(str(tmp_path)).provenance["machines"]
     assert machines == [here | {"commit": "first"}, here | {"commit": "second"}]
+    assert len({step[:2] for step in seen}) == len(seen)  # none was done twice
 
 
 def test_the_finished_run_again_changes_nothing(

@@ -243,6 +243,9 @@ class _Study:
         self._writing.append(self._thread.submit(function, *arguments))
 
 
+CLOCK = "weakening/lost_steps"  # what a guarded phase 2 is told when it goes back
+
+
 class _Run:
     def __init__(self, study: _Study, number: int, run: dict):
         self.study, self.number, self.run = study, number, run
@@ -255,6 +258,8 @@ class _Run:
             self.variables |= self.programs.copy(start)
         config = self.config
         self.guarded = config.can_go_back
+        if self.guarded:
+            self._check_goes_back()
         self.guard = guard.Guard(
             config.guard_retries,
             config.guard_miou_drop,
@@ -416,6 +421,16 @@ class _Run:
         for name in ("strength", "adversary_rate", "lost_steps"):
             value = np.float32(self.guard.state[name])
             self.variables[f"weakening/{name}"] = self.programs.put(value)
+
+    def _check_goes_back(self):
+        """Refuses programs that know nothing of a way back."""
+        for stage in self.run["stages"]:
+            program = self.programs.manifest["programs"][stage["program"]]
+            if stage["stage"] == "phase2" and CLOCK not in program["takes"]:
+                raise ValueError(
+                    f"{stage['program']}: takes no {CLOCK}, so it was written by an "
+                    "earlier version; write the programs again"
+                )
 
     # --- Figures ---
 

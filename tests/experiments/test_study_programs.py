@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -314,3 +315,15 @@ def test_weights_are_never_overwritten(settings, output, trained, tmp_path):
     with pytest.raises(ValueError, match="phase1: holds a trained run; choose another"):
         read.read_study(settings, output, str(workdir))
     assert (workdir / "seed0/vgg16/phase1/checkpoints").is_dir()
+
+
+def test_programs_of_a_version_that_could_not_go_back_rightly_are_refused():
+    manifest = {"programs": {"phase2": {"takes": [run.CLOCK]}}}
+    one = types.SimpleNamespace(
+        run={"stages": [{"stage": "phase2", "program": "phase2"}]},
+        programs=types.SimpleNamespace(manifest=manifest),
+    )
+    run._Run._check_goes_back(one)
+    manifest["programs"]["phase2"]["takes"] = ["generator/0"]
+    with pytest.raises(ValueError, match="phase2: .*write the programs again"):
+        run._Run._check_goes_back(one)
