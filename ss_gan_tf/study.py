@@ -440,11 +440,11 @@ def open_study(settings, workdir) -> dict[str, Any]:
     ]
     # What an earlier start asked for stays in the comparison.
     told["variants"] = variants | told["variants"]
-    before = {name: old["settings"].get(name, told[name]) for name in ASKED_FOR}
-    told["seeds"] = max(before["seeds"], told["seeds"])
-    told["placebos"] |= before["placebos"]
+    asked = {name: old["settings"].get(name, told[name]) for name in ASKED_FOR}
+    told["seeds"] = max(asked["seeds"], told["seeds"])
+    told["placebos"] |= asked["placebos"]
     for name in ("backbones", "splits"):
-        told[name] = list(dict.fromkeys([*map(str, before[name]), *told[name]]))
+        told[name] = list(dict.fromkeys([*map(str, asked[name]), *told[name]]))
     if found:
         raise ValueError(
             f"{workdir}: holds a study with other settings ({'; '.join(found)}); "
