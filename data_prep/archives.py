@@ -415,9 +415,8 @@ def _with_links(
     for name, end in ends.items():
         # A folder's second name; one that lies in it would have no end.
         if end in folders and not f"{name}/".startswith(f"{end}/"):
-            below = [each for each in files if each.startswith(f"{end}/")]
-            more = {name + each[len(end) :]: files[each] for each in below}
-            found |= {each: file for each, file in more.items() if keep(each)}
+            inside = {f"{name}/{rest}": f for rest, f in below(files, end).items()}
+            found |= {each: file for each, file in inside.items() if keep(each)}
     for name in _visible({name: None for name in links if keep(name)}):
         end = ends[name]
         if end in folders:

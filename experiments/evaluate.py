@@ -13,6 +13,7 @@ replaces one of another kind.
 split without labels then has no figures.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +26,6 @@ from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import checkpoints, input_pipeline, replicas, strict_json, submission
 from ss_gan_tf.backbones import normalize
-from ss_gan_tf.config import RANGES
 from ss_gan_tf.evaluate import evaluate, write_metrics
 from ss_gan_tf.measures import METRICS, format_table
 from ss_gan_tf.messages import first_line, one_line
@@ -120,18 +120,23 @@ def evaluate_run(
         )
     examples = input_pipeline.eval_examples(prepared, split, limit=limit or None)
     own = run.config
-    scales = own.eval_scales if scales is None else tuple(scales)
-    flip = own.eval_flip if flip is None else flip
-    _check_overlap(overlap, own.eval_mode if mode is None else mode)
+    given = {"mode": mode, "overlap": overlap, "scales": scales, "flip": flip}
+    changes = {f"eval_{name}": v for name, v in given.items() if v is not None}
+    asked = dataclasses.replace(own, **changes)
+    if overlap is not None and asked.eval_mode != "sliding":
+        raise ValueError(
+            f"eval_overlap={overlap}: is that of windows, which "
+            f"eval_mode={asked.eval_mode} has not; give --eval_mode=sliding"
+        )
     kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
-    if mode not in (None, own.eval_mode):
-        kind += f"-{mode}"
-    if overlap not in (None, own.eval_overlap):
-        kind += f"-overlap{overlap:g}"
-    if scales != own.eval_scales:
-        kind += "".join(f"-x{scale:g}" for scale in scales)
-    if flip != own.eval_flip:
-        kind += "-flip" if flip else "-noflip"
+    if asked.eval_mode != own.eval_mode:
+        kind += f"-{asked.eval_mode}"
+    if asked.eval_overlap != own.eval_overlap:
+        kind += f"-overlap{asked.eval_overlap:g}"
+    if asked.eval_scales != own.eval_scales:
+        kind += "".join(f"-x{scale:g}" for scale in asked.eval_scales)
+    if asked.eval_flip != own.eval_flip:
+        kind += "-flip" if asked.eval_flip else "-noflip"
     path = os.path.join(workdir, "eval", split + kind, "metrics.json")
     metrics_kind = metrics_kind or ("full" if _is_full(path) else own.eval_metrics)
     strategy = replicas.make_strategy(distribute)
@@ -149,11 +154,11 @@ def evaluate_run(
         class_names=run.class_names,
         ignore_label=prepared.ignore_label,
         normalize=normalize,
-        mode=own.eval_mode if mode is None else mode,
-        window=own.eval_window,
-        overlap=own.eval_overlap if overlap is None else overlap,
-        scales=scales,
-        flip=flip,
+        mode=asked.eval_mode,
+        window=asked.eval_window,
+        overlap=asked.eval_overlap,
+        scales=asked.eval_scales,
+        flip=asked.eval_flip,
         batch_size=batch_size,
         progress=progress,
         on_prediction=write,
@@ -172,17 +177,6 @@ def evaluate_run(
     write_per_image(kept[0], os.path.join(os.path.dirname(path), "per_image.npz"))
     write_metrics(metrics, path)
     return metrics, path
-
-
-def _check_overlap(overlap, mode):
-    low, high = RANGES["eval_overlap"]
-    if overlap is not None and not low <= overlap <= high:
-        raise ValueError(f"eval_overlap={overlap}: must be in [{low}, {high}]")
-    if overlap is not None and mode != "sliding":
-        raise ValueError(
-            f"eval_overlap={overlap}: is that of windows, which eval_mode={mode} has "
-            "not; give --eval_mode=sliding"
-        )
 
 
 def _is_full(path):

@@ -140,13 +140,11 @@ def check_same_run(
     pair = (with_start(each, workdir) for each in (old.config, config))
     found = differences(*pair, ignored=may_differ)
     if found:
-        told = [f"{name}={a!r} there, {b!r} now" for name, (a, b) in found.items()]
+        told = "; ".join(found.values())
         hint = "choose another --workdir"
         if set(found) <= set(EVALUATION):
             hint += ", or evaluate its end with experiments.evaluate"
-        raise ValueError(
-            f"{workdir}: holds a run with other settings ({'; '.join(told)}); {hint}"
-        )
+        raise ValueError(f"{workdir}: holds a run with other settings ({told}); {hint}")
 
 
 def make_way(workdir: str, config: Config, class_names: tuple[str, ...]):

@@ -22,7 +22,7 @@ from ss_gan_tf.per_image import PerImage, check_same_images, read_per_image
 # Only an adversarial run goes back by it.
 GUARD = ("guard", "guard_retries", "guard_miou_drop")
 MAY_DIFFER = {*results.ADVERSARY_FIELDS, "placebo", *GUARD, *BOOKKEEPING, *EXECUTION}
-MAY_DIFFER |= {*EVALUATION}  # evaluations say themselves how they were made
+MAY_DIFFER |= {*EVALUATION}  # an evaluation says itself how it was made
 
 # What two evaluations must share, as metrics.json has it, and what it means that a
 # field is not there.

@@ -227,6 +227,11 @@ class Config:
         """True when the guard may weaken A; a weakened placebo would be none."""
         return self.guard and self.uses_adversary and self.placebo == "none"
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """The fields by which runs are told apart: no bookkeeping, no evaluation."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in EVALUATION + BOOKKEEPING}
+
     def to_json(self) -> str:
         """The fields as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -251,16 +256,16 @@ class Config:
 
 def differences(
     first: Config, second: Config, ignored: Collection[str] = ()
-) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two runs differ, with both values.
+) -> dict[str, str]:
+    """Fields in which two runs differ.
 
     Args:
-        first: one run.
-        second: another.
+        first: the run that is there.
+        second: the one that is asked for now.
         ignored: fields that do not count.
 
     Returns:
-        name -> (first's, second's); two spellings of one path are no difference.
+        name -> both values in words; two spellings of one path are no difference.
     """
     found = {}
     for field in dataclasses.fields(Config):
@@ -269,7 +274,7 @@ def differences(
             continue
         is_path = field.name in config_rules.PATHS and all(pair)
         if not (is_path and os.path.realpath(pair[0]) == os.path.realpath(pair[1])):
-            found[field.name] = pair
+            found[field.name] = f"{field.name}={pair[0]!r} there, {pair[1]!r} now"
     return found
 
 

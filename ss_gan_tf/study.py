@@ -423,10 +423,7 @@ def open_study(settings, workdir) -> dict[str, Any]:
         path = os.path.join(workdir, "study.json")
         raise ValueError(f"{path}: settings are damaged ({error})") from error
     ignored = (*BOOKKEEPING, *EXECUTION, *RESERVED)
-    found = [
-        f"{name}={there!r} there, {here!r} now"
-        for name, (there, here) in differences(before, settings.config, ignored).items()
-    ]
+    found = [*differences(before, settings.config, ignored).values()]
     found += [
         f"{name}={old['settings'][name]!r} there, {told[name]!r} now"
         for name in ("evaluate_flags", "last_validations")

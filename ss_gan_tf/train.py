@@ -29,7 +29,7 @@ from ss_gan_tf import (
     summaries,
 )
 from ss_gan_tf.backbones import MEAN_RGB, normalize
-from ss_gan_tf.config import BOOKKEEPING, EVALUATION, Config
+from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.export import export
 from ss_gan_tf.input_pipeline import open_dataset, to_model, train_batches
@@ -122,12 +122,7 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
         networks, weights = stages.create_networks(
             config, data.class_names, load_weights=not resumes
         )
-    if resumes:
-        old = checkpoints.read_run(workdir)
-        fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
-        fields["provenance"] = old.provenance | {"execution": _execution(config)}
-        checkpoints.write_run(dataclasses.replace(old, **fields))
-    else:
+    if not resumes:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
 
@@ -136,8 +131,8 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
         config, data, networks, workdir, progress, stop, make_stages, strategy
     )
     first = training.restore()
-    if resumes and not training.is_over():
-        _note_machine(workdir)
+    if resumes:
+        _describe_start(config, data_dir, workdir, has_steps=not training.is_over())
     for stage in training.plan[first:]:
         training.run(stage)
 
@@ -177,9 +172,7 @@ class _Training:
         if resumes:
             return [stage.name for stage in self.plan].index(self.state.stage)
         self.writer.text("config", self.config.to_json())
-        settings = dataclasses.asdict(self.config)
-        told = settings.keys() - {*BOOKKEEPING, *EVALUATION}
-        self.writer.hparams({name: settings[name] for name in told})
+        self.writer.hparams(self.config.hyperparameters())
         return 0
 
     def is_over(self) -> bool:
@@ -453,13 +446,15 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
     )
 
 
-def _note_machine(workdir):
-    """Adds this machine and commit to those that the run has been made on."""
+def _describe_start(config, data_dir, workdir, has_steps):
+    """Brings RUN/run.json up to date where a run goes on."""
     run = checkpoints.read_run(workdir)
-    machines = run.provenance.get("machines", [{}])  # not told once
-    here = describe_machine()
-    told = run.provenance | {"machines": machines + [here] * (here not in machines)}
-    checkpoints.write_run(dataclasses.replace(run, provenance=told))
+    told = run.provenance | {"execution": _execution(config)}
+    here, machines = describe_machine(), told.get("machines", [{}])  # not told once
+    if has_steps and here not in machines:
+        told["machines"] = [*machines, here]
+    fields = {"config": config, "data_dir": os.path.abspath(data_dir)}
+    checkpoints.write_run(dataclasses.replace(run, **fields, provenance=told))
 
 
 def _execution(config) -> dict:

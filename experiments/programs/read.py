@@ -1,6 +1,5 @@
 """Makes of what `run` left the folder that `experiments.study` would have."""
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from ss_gan_tf import (
     study,
     summaries,
 )
-from ss_gan_tf.config import BOOKKEEPING, EVALUATION
+from ss_gan_tf.config import BOOKKEEPING
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.input_pipeline import open_dataset
 
@@ -151,9 +150,7 @@ def _write_curves(run, record, folder):
 
     writer = summaries.Summaries(folder)
     writer.text("config", config.to_json())
-    given = dataclasses.asdict(config)
-    told = given.keys() - {*BOOKKEEPING, *EVALUATION}
-    writer.hparams({name: given[name] for name in told})
+    writer.hparams(config.hyperparameters())
     for stage, step, values in record["scalars"]:
         place, prefix = at(stage, step)
         writer.scalars(place, values, prefix)
