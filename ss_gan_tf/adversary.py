@@ -14,7 +14,7 @@ from keras import layers
 
 from ss_gan_tf import backbones
 from ss_gan_tf.backbones import scaled
-from ss_gan_tf.convolution import Conv2D
+from ss_gan_tf.convolution import Conv2D, LeakyReLU
 from ss_gan_tf.resampling import (
     AdaptiveAveragePooling,
     UnitRMS,
@@ -129,7 +129,7 @@ def _conv(x, filters, number):
         kernel_initializer="he_normal",
         name=f"conv{number}",
     )(x)
-    return layers.LeakyReLU(0.2, name=f"leaky{number}")(x)
+    return LeakyReLU(0.2, name=f"leaky{number}")(x)
 
 
 def judge(

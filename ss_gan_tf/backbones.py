@@ -17,6 +17,7 @@ from keras import layers
 
 from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.dilation import DilatedConv2D
+from ss_gan_tf.normalization import BatchNormalization, convolve_and_normalize
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,14 +88,14 @@ def vgg16_trunk(x, width: float = 1.0, num_blocks: int = 5) -> dict:
 def resnet50_stem(x, width: float = 1.0):
     """7x7 convolution and 3x3 max pooling: [B, H, W, 3] -> [B, H/4, W/4, 64]."""
     x = layers.ZeroPadding2D(3, name="conv1_pad")(x)
-    x = Conv2D(
+    conv = Conv2D(
         scaled(64, width),
         7,
         strides=2,
         kernel_initializer="he_normal",
         name="conv1_conv",
-    )(x)
-    x = layers.BatchNormalization(epsilon=1.001e-5, name="conv1_bn")(x)
+    )
+    x = convolve_and_normalize(x, conv, _norm("conv1_bn"))
     x = layers.ReLU(name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
     return layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
@@ -132,15 +133,15 @@ def _bottleneck(x, filters, *, strides, dilation_rate, project, name):
     """1x1, 3x3, 1x1 with batch norm around an identity or projected shortcut."""
 
     def conv_bn(x, filters, size, index, conv=Conv2D, **kwargs):
-        x = conv(
+        layer = conv(
             filters,
             size,
             padding="same",
             kernel_initializer="he_normal",
             name=f"{name}_{index}_conv",
             **kwargs,
-        )(x)
-        return layers.BatchNormalization(epsilon=1.001e-5, name=f"{name}_{index}_bn")(x)
+        )
+        return convolve_and_normalize(x, layer, _norm(f"{name}_{index}_bn"))
 
     shortcut = conv_bn(x, 4 * filters, 1, 0, strides=strides) if project else x
     x = conv_bn(x, filters, 1, 1, strides=strides)
@@ -150,6 +151,11 @@ def _bottleneck(x, filters, *, strides, dilation_rate, project, name):
     x = conv_bn(x, 4 * filters, 1, 3)
     x = layers.Add(name=f"{name}_add")([shortcut, x])
     return layers.ReLU(name=f"{name}_out")(x)
+
+
+def _norm(name):
+    """With the epsilon of `keras.applications`."""
+    return BatchNormalization(epsilon=1.001e-5, name=name)
 
 
 def freeze_batch_norm(model: keras.Model):

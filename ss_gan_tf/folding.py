@@ -8,9 +8,11 @@ from keras import layers
 
 from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.dilation import DilatedConv2D
+from ss_gan_tf.normalization import BatchNormalization
 
 _LOG = logging.getLogger(__name__)
 _FOLDED = (layers.Conv2D, Conv2D, DilatedConv2D)  # others may compute otherwise
+_NORMS = (layers.BatchNormalization, BatchNormalization)
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
@@ -69,7 +71,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _folds_into(norm):
     """The convolution that may take this layer's work, or None."""
-    if type(norm) is not layers.BatchNormalization or norm.axis not in (-1, 3):
+    if type(norm) not in _NORMS or norm.axis not in (-1, 3):
         return None
     if len(norm._inbound_nodes) != 1:
         return None

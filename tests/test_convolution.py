@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from ss_gan_tf import convolution, dilation
 from ss_gan_tf.adversary import build_adversary
-from ss_gan_tf.convolution import Conv2D
+from ss_gan_tf.convolution import Conv2D, LeakyReLU
 from ss_gan_tf.dilation import DilatedConv2D
 from ss_gan_tf.generator import build_generator
 
@@ -252,3 +252,42 @@ def test_the_networks_are_made_of_it(monkeypatch, build):
 
 def _inputs(op):
     return [tensor.dtype for tensor in op.inputs]
+
+
+# --- LeakyReLU ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_leaky_relu_is_keras(dtype):
+    x = tf.constant([-3.0, -1e-30, -0.0, 0.0, 1e-30, 2.0, np.inf, -np.inf, np.nan])
+    found = []
+    for layer in (
+        LeakyReLU(0.2, dtype=dtype),
+        keras.layers.LeakyReLU(0.2, dtype=dtype),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        found.append((y, tape.gradient(y, x)))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(*(tf.cast(v, tf.float32) for v in (ours, theirs)))
+
+
+def test_what_its_gradient_reads_is_the_output():
+    """Reading the input, TensorFlow's fusion fails and leaves the whole graph as is."""
+    adversary = build_adversary(3, None, width=0.125)
+
+    def gradient(label_map):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(adversary(label_map, training=True))
+        return tape.gradient(loss, [w.value for w in adversary.trainable_weights])
+
+    spec = tf.TensorSpec([1, 64, 64, 3])
+    operations = tf.function(gradient).get_concrete_function(spec).graph
+    read = [
+        op.inputs[1].op.type
+        for op in operations.get_operations()
+        if op.type == "LeakyReluGrad"
+    ]
+    assert read == ["LeakyRelu"] * 4
