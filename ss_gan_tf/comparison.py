@@ -6,7 +6,6 @@ gives an interval, and of the seed, for which the spread over seeds does.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -270,14 +269,6 @@ def _other_images(ours, other, kind) -> str:
     except ValueError as error:
         return f"{other.run.workdir} has others: {error}"
     return ""
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error, s / sqrt(n); no error for a single value."""
-    spread = seed_spread(values)
-    if spread.num_pairs == 1:
-        return spread.mean, None
-    return spread.mean, spread.std / math.sqrt(spread.num_pairs)
 
 
 def conclude(gains: Sequence[Gain], against: str) -> str:

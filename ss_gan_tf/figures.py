@@ -34,6 +34,7 @@ def draw_curves(
     title: str,
     unit: str,
     landmark: tuple[float, str] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> bytes | None:
     """One quantity over the steps, a line for each run.
 
@@ -42,6 +43,7 @@ def draw_curves(
         title: above the axes.
         unit: of the values.
         landmark: a value with a meaning of its own, and that meaning in a few words.
+        notes: name of a line -> what the legend says behind it.
 
     Returns:
         An SVG file that refers to no other; None when there is no point.
@@ -60,6 +62,7 @@ def draw_curves(
                 turn, place = divmod(others.index(role), len(_COLORS))
                 color, dash = _COLORS[place], _DASHES[turn % len(_DASHES)]
                 label = role
+            label += (notes or {}).get(role, "")
             for curve in filter(None, seeds):
                 steps, values = zip(*_thin(curve), strict=True)
                 marker = "o" if len(steps) == 1 else None

@@ -5,7 +5,6 @@ Every figure of the page is read from the runs.
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from ss_gan_tf.comparison import Comparison
 from ss_gan_tf.config import PRESETS, Config
 from ss_gan_tf.page import Picture, Pictures, Section, Table, Text, write_page
 from ss_gan_tf.tables import Tables
-from ss_gan_tf.words import DASH
+from ss_gan_tf.words import DASH, slug
 
 # Tag of TensorBoard, title, unit, value with a meaning, what it says.
 CURVES = (
@@ -144,7 +143,7 @@ def _gain_pictures(tables: Tables) -> list:
                 "Right of the line the adversarial arm is better than the run that is "
                 "named; the bar is the 95 % interval over images."
             )
-            pictures.append(Picture(f"{_slug(*group)}-gains.svg", caption, drawn))
+            pictures.append(Picture(f"{slug(*group)}-gains.svg", caption, drawn))
     return [Pictures("Gain of mIoU over", pictures, large=True)] if pictures else []
 
 
@@ -175,20 +174,25 @@ def _curves(tables: Tables) -> list:
                 role: [figures.mean_curve(found[role])]
                 for role in ("adversarial", *names)
             }
-        blocks += _drawn(tables.name(group), _slug(*group), lines)
+        blocks += _drawn(tables.name(group), slug(*group), lines)
         if names:
             title = f"{tables.name(group)}: variants, mean over the seeds of each"
-            blocks += _drawn(title, f"{_slug(*group)}-variants", means)
+            counts = {role: len(read[role]) for role in ("adversarial", *names)}
+            notes = {}
+            if len({*counts.values()}) > 1:
+                notes = {role: f" ({count})" for role, count in counts.items()}
+                title += ", their number in brackets"
+            blocks += _drawn(title, f"{slug(*group)}-variants", means, notes)
     return blocks or [Text("The runs have no event files.")]
 
 
-def _drawn(title: str, slug: str, lines) -> list:
+def _drawn(title: str, stem: str, lines, notes=None) -> list:
     """A picture of each of CURVES; `lines` holds those of each tag, by role."""
     pictures = []
     for tag, name, unit, landmark, meaning in CURVES:
-        drawn = figures.draw_curves(lines[tag], name, unit, landmark)
+        drawn = figures.draw_curves(lines[tag], name, unit, landmark, notes)
         if drawn:
-            pictures.append(Picture(f"{slug}-{_slug(tag)}.svg", meaning, drawn))
+            pictures.append(Picture(f"{stem}-{slug(tag)}.svg", meaning, drawn))
     return [Pictures(title, pictures, large=True)] if pictures else []
 
 
@@ -242,7 +246,7 @@ def _panels(tables: Tables, group, data_dir) -> list:
         pictures = []
         for number, (caption, tile) in enumerate(drawn[name]):
             suffix = ".jpg" if caption == "image" else ".png"
-            file = f"{_slug(*group, what)}-{number}{suffix}"
+            file = f"{slug(*group, what)}-{number}{suffix}"
             pictures.append(Picture(file, caption, figures.encode(tile, suffix)))
         title = (
             f"{tables.name(group)}, seed {seed}, {what}: {name}, {points:+.2f} points"
@@ -339,7 +343,3 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return DASH if value is None else str(value)
-
-
-def _slug(*words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")

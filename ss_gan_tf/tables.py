@@ -289,12 +289,12 @@ class Tables:
                     values = [_figure(r, self.split, place) for r in found]
                     values = [factor * v for v in values if v is not None]
                     cells.append(number(statistics.fmean(values)) if values else DASH)
-                rows.append([results.in_words(role), *cells])
+                rows.append([results.in_words(role), str(len(found)), *cells])
             blocks.append(
                 Table(
-                    f"{self.name(group)}, {self.split}; mean over seeds. A dash stands "
-                    "where evaluation ran without the full metrics.",
-                    ["", *(title for title, _, _ in FULL)],
+                    f"{self.name(group)}, {self.split}; mean over the seeds of each "
+                    "row. A dash stands where evaluation ran without the full metrics.",
+                    ["", "seeds", *(title for title, _, _ in FULL)],
                     rows,
                 )
             )

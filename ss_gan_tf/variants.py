@@ -2,10 +2,11 @@
 
 from collections.abc import Container, Mapping, Sequence
 
-from ss_gan_tf import comparison
-from ss_gan_tf.page import Table, Text
+from ss_gan_tf import comparison, figures
+from ss_gan_tf.bootstrap import seed_spread
+from ss_gan_tf.page import Picture, Pictures, Table, Text
 from ss_gan_tf.tables import NAMES, Tables
-from ss_gan_tf.words import DASH, interval, number, signed
+from ss_gan_tf.words import DASH, interval, signed, slug
 
 
 def choose(
@@ -26,21 +27,22 @@ def choose(
     gains = {name: found for name, found in gains.items() if name not in ended}
     seeds = max(map(len, gains.values()), default=0)
     means = {
-        name: comparison.mean_and_error([gain.points for gain in found])[0]
+        name: seed_spread([gain.points for gain in found]).mean
         for name, found in gains.items()
         if len(found) == seeds > 0
     }
     return max(means, key=means.get, default=None)
 
 
-def tables(made: Tables) -> list[Table | Text]:
+def tables(made: Tables) -> list[Table | Pictures | Text]:
     """Gains over the control on validation, and those of the chosen one elsewhere.
 
     Args:
         made: the tables of the comparison.
 
     Returns:
-        For each group that has variants a table and a sentence.
+        For each group that has variants a table, a picture of their means where one
+        has several seeds, and a sentence.
     """
     blocks = []
     for group in made.groups:
@@ -58,7 +60,7 @@ def tables(made: Tables) -> list[Table | Text]:
             if any(outcome["ended"] for outcome in found.values())
         }
         seeds = made.compared.seeds(group)
-        header = ["variant", "mean", "standard error"]
+        header = ["variant", "mean", "95 % interval over seeds"]
         header += [*(f"seed {seed}" for seed in seeds), "changes"]
         blocks.append(
             Table(
@@ -72,6 +74,7 @@ def tables(made: Tables) -> list[Table | Text]:
                 ],
             )
         )
+        blocks += _picture(made, group, gains)
         text = _sentence(made, group, choose(gains, ended), ended)
         blocks.append(Text(text, strong=True))
     return blocks
@@ -88,12 +91,36 @@ def _row(made, name, gains, seeds, outcomes) -> list[str]:
             cells[seed] = f"{cells.get(seed, DASH)}, the guard ended it"
         elif outcome["ways_back"]:
             cells[seed] = f"{cells.get(seed, DASH)}, the guard went back"
-    mean, error = DASH, DASH
+    mean, reach = DASH, DASH
     if gains:
-        found = comparison.mean_and_error([gain.points for gain in gains])
-        mean, error = signed(found[0]), number(found[1])
-    row = [name, mean, error, *(cells.get(seed, DASH) for seed in seeds)]
+        over_seeds = seed_spread([gain.points for gain in gains])
+        mean, reach = signed(over_seeds.mean), interval(_reach(over_seeds))
+    row = [name, mean, reach, *(cells.get(seed, DASH) for seed in seeds)]
     return [*row, " ".join(told.get(name, ())) or DASH]
+
+
+def _picture(made, group, gains) -> list[Pictures]:
+    """Mean and interval over seeds of each variant, one below the other."""
+    rows = []
+    for name, found in gains.items():
+        if found:
+            over_seeds = seed_spread([gain.points for gain in found])
+            label = f"{name} ({len(found)})"
+            rows.append((label, over_seeds.mean, _reach(over_seeds)))
+    if all(reach is None for _, _, reach in rows):
+        return []
+    drawn = figures.draw_gains(rows, f"{made.name(group)}, {made.val}")
+    caption = (
+        "Mean gain over the control; the bar is the 95 % interval over seeds "
+        "(Student's t), whose number stands in brackets."
+    )
+    name = f"{slug(*group)}-variants-gains.svg"
+    return [Pictures("Variants", [Picture(name, caption, drawn)], large=True)]
+
+
+def _reach(over_seeds) -> tuple[float, float] | None:
+    """The interval over seeds; None of a single one."""
+    return None if over_seeds.num_pairs == 1 else (over_seeds.low, over_seeds.high)
 
 
 def _sentence(made, group, name, ended) -> str:

@@ -1,5 +1,6 @@
 """Figures as the words of a table; what was not measured is a dash."""
 
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -36,3 +37,8 @@ def difference(ours: Sequence[float], theirs: float | None) -> str:
     if not ours or theirs is None:
         return DASH
     return signed(statistics.fmean(ours) - theirs)
+
+
+def slug(*words: str) -> str:
+    """Words as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")

@@ -73,13 +73,6 @@ def test_how_often_no_effect_is_called_one():
         assert sum("no difference" not in text for text in found) <= 65
 
 
-def test_mean_and_error_by_hand():
-    # 1, 2, 6: mean 3, s^2 = (4 + 1 + 9) / 2 = 7, sqrt(7 / 3) = 1.5275.
-    mean, error = comparison.mean_and_error([1.0, 2.0, 6.0])
-    assert mean == 3 and error == pytest.approx(1.5275, abs=1e-4)
-    assert comparison.mean_and_error([5.0]) == (5.0, None)
-
-
 # --- Runs --------------------------------------------------------------------
 
 

@@ -44,6 +44,13 @@ def test_lines_that_are_no_roles_differ_and_keep_their_names():
     assert all(f"<!-- {name} -->" in drawn for name in names)
 
 
+def test_the_legend_says_what_is_noted():
+    curves = {"adversarial": [[(1, 2.0)]], "weak": [[(1, 3.0)]]}
+    drawn = figures.draw_curves(curves, "t", "u", notes={"weak": " (one seed)"})
+    assert b"weak (one seed)" in drawn and b"adversarial (" not in drawn
+    assert figures.STYLES["adversarial"][0].encode() in drawn
+
+
 def test_mean_of_curves_by_hand():
     curves = [[(0, 1.0), (5, 3.0), (9, 7.0)], [(5, 5.0), (0, 2.0)]]
     assert figures.mean_curve(curves) == [(0, 1.5), (5, 4.0)]

@@ -53,16 +53,20 @@ def test_the_largest_mean_of_those_with_all_seeds_is_chosen():
 
 def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
     made = make(adversarial=[0.8, 0.7], weak=[0.8, 0.9], strong=[0.6])
-    table, sentence = variants.tables(made)
+    table, pictures, sentence = variants.tables(made)
     assert list(table.header[3:5]) == ["seed 0", "seed 1"] and "on val" in table.caption
     rows = {row[0]: list(row[1:]) for row in table.rows}
-    # 66.67 - 53.85 = 12.82 and 81.82 - 53.85 = 27.97: mean 20.40, error 7.58.
+    # 66.67 - 53.85 = 12.82 and 81.82 - 53.85 = 27.97: mean 20.40, error 7.58; of two
+    # seeds 95 % reach 12.71 times that, 96.26.
     up, more = "+12.82 (+12.82 to +12.82)", "+27.97 (+27.97 to +27.97)"
     assert rows == {
-        "adversarial": ["+6.41", "6.41", up, "+0.00 (+0.00 to +0.00)", "-"],
-        "weak": ["+20.40", "7.58", up, more, "--gradient_ratio=0.1"],
+        "adversarial": ["+6.41", "-75.04 to +87.86", up, "+0.00 (+0.00 to +0.00)", "-"],
+        "weak": ["+20.40", "-75.86 to +116.66", up, more, "--gradient_ratio=0.1"],
         "strong": ["-10.99", "-", "-10.99 (-10.99 to -10.99)", "-", "-"],
     }
+    (picture,) = pictures.pictures
+    assert picture.name == "camvid-vgg16-variants-gains.svg"
+    assert b"weak (2)" in picture.data and b"strong (1)" in picture.data
     assert sentence.text == (
         "Chosen on val: weak. On test: Against the control: no difference shown "
         "(+20.40 points, 95 % interval over 2 seeds -75.86 to +116.66)."
@@ -107,7 +111,7 @@ def test_what_the_guard_ended_is_marked_and_never_chosen(make):
     made = make(adversarial=[0.8, 0.8], weak=[0.9, 0.9], strong=[0.7, 0.8])
     guard(made, "weak", "back", "end", seed=1)
     guard(made, "adversarial", "back")
-    table, sentence = variants.tables(made)
+    table, _, sentence = variants.tables(made)
     rows = {row[0]: row for row in table.rows}
     assert rows["weak"][3] == "+27.97 (+27.97 to +27.97)"
     assert rows["weak"][4] == "+27.97 (+27.97 to +27.97), the guard ended it"
@@ -130,6 +134,18 @@ def test_where_the_guard_ended_all_none_is_chosen(make):
         "None can be chosen: the guard ended adversarial, weak, and no other was "
         "evaluated on val."
     )
+
+
+def test_the_picture_shows_means_and_their_intervals_over_seeds(make, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        variants.figures, "draw_gains", lambda rows, title: drawn.extend(rows) or b"<"
+    )
+    variants.tables(make(adversarial=[0.8], weak=[0.8, 0.9]))
+    (arm, point, nothing), (weak, mean, (low, high)) = drawn
+    assert (arm, nothing, weak) == ("adversarial (1)", None, "weak (2)")
+    assert [point, mean] == pytest.approx([12.82, 20.40], abs=0.01)
+    assert [low, high] == pytest.approx([-75.86, 116.66], abs=0.01)
 
 
 def test_without_variants_nothing_is_shown(make):
