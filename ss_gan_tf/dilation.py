@@ -107,13 +107,7 @@ def _in_parts(image, kernel, rates):
         [
             tf.concat(
                 [
-                    tf.nn.conv2d(
-                        image[:, high, wide],
-                        kernel[up, across],
-                        1,
-                        "VALID",
-                        dilations=rates,
-                    )
+                    _convolve_part(image[:, high, wide], kernel[up, across], rates)
                     for wide, across in columns
                 ],
                 axis=2,
@@ -122,6 +116,20 @@ def _in_parts(image, kernel, rates):
         ],
         axis=1,
     )
+
+
+def _convolve_part(image, kernel, rates):
+    """[B, h, w, F] -> [B, h', w', F'], VALID."""
+    out = tf.nn.conv2d(image, kernel, 1, "VALID", dilations=rates)
+    if None not in image.shape[1:3]:
+        return out
+    # Where nothing is to be computed oneDNN returns a map of the image's size.
+    height, width = (
+        tf.maximum(tf.shape(image)[axis] - rate * (tf.shape(kernel)[axis - 1] - 1), 0)
+        for axis, rate in enumerate(rates, start=1)
+    )
+    shape = [tf.shape(image)[0], height, width, kernel.shape[-1]]
+    return tf.reshape(out[:, :height, :width], shape)
 
 
 def _parts(size, taps, rate):

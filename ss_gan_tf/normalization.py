@@ -1,4 +1,4 @@
-"""Batch normalisation that costs nothing while it is frozen."""
+"""Batch normalisation that goes over no map while it is frozen."""
 
 import keras
 import tensorflow as tf
@@ -10,30 +10,27 @@ from ss_gan_tf.convolution import Conv2D
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, same numbers and weights.
 
-    Behind `convolve_and_normalize` it passes its input on while it is frozen, because
-    the convolution has normalised it.
+    That of `convolve_and_normalize` passes its input on while it is frozen, because the
+    convolution has normalised it: it is of no use on another tensor.
     """
 
     by_convolution = False
 
     def scale_and_shift(self) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """What it does to a channel x: scale x + shift, float32 [F] each.
+        """What it does to a channel x: scale x + shift, [F] each, at least float32.
 
         Returns:
             None while it is not frozen, and as long as it has no weights.
         """
         if self.trainable or not self.built:
             return None
-        mean, variance = (
-            tf.cast(statistic, tf.float32)
-            for statistic in (self.moving_mean, self.moving_variance)
-        )
-        scale = tf.math.rsqrt(variance + self.epsilon)
+        dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        scale = tf.math.rsqrt(tf.cast(self.moving_variance, dtype) + self.epsilon)
         if self.scale:
-            scale *= tf.cast(self.gamma, tf.float32)
-        shift = -mean * scale
+            scale *= tf.cast(self.gamma, dtype)
+        shift = -tf.cast(self.moving_mean, dtype) * scale
         if self.center:
-            shift += tf.cast(self.beta, tf.float32)
+            shift += tf.cast(self.beta, dtype)
         return scale, shift
 
     def call(self, inputs, training=None, mask=None):
@@ -54,15 +51,19 @@ def convolve_and_normalize(x, conv: Conv2D, norm: BatchNormalization):
 
     Args:
         x: [B, H, W, F] (symbolic).
-        conv: without an activation, channels last; not built yet.
-        norm: over the last axis; not built yet.
+        conv: without an activation, channels last; of this call alone.
+        norm: over the last axis; of this call alone.
 
     Returns:
         [B, H', W', F'].
 
     Raises:
-        ValueError: `conv` or `norm` is of another kind.
+        ValueError: `conv` or `norm` is of another kind, or in use already.
     """
+    if not isinstance(norm, BatchNormalization) or type(conv).call is not Conv2D.call:
+        raise ValueError(f"{conv.name}, {norm.name}: must be layers of ss_gan_tf")
+    if conv.built or norm.built or conv.scale_and_shift or norm.by_convolution:
+        raise ValueError(f"{conv.name}, {norm.name}: must be new")
     if conv.activation is not keras.activations.linear:
         raise ValueError(f"{conv.name}: an activation stands before {norm.name}")
     if conv.data_format != "channels_last" or norm.axis not in (-1, 3):

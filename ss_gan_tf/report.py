@@ -162,7 +162,7 @@ def _curves(tables: Tables) -> list:
             for role in (*results.ROLES, *names)
         }
 
-        lines, means = {}, {}
+        lines, means, notes = {}, {}, {}
         for tag in tags:
             found = {role: [run[tag] for run in runs] for role, runs in read.items()}
             # Phase 1 has a time axis of its own.
@@ -174,23 +174,31 @@ def _curves(tables: Tables) -> list:
                 role: [figures.mean_curve(found[role])]
                 for role in ("adversarial", *names)
             }
+            notes[tag] = _numbers_of_seeds({role: found[role] for role in means[tag]})
         blocks += _drawn(tables.name(group), slug(*group), lines)
         if names:
             title = f"{tables.name(group)}: variants, mean over the seeds of each"
-            counts = {role: len(read[role]) for role in ("adversarial", *names)}
-            notes = {}
-            if len({*counts.values()}) > 1:
-                notes = {role: f" ({count})" for role, count in counts.items()}
+            if any(notes.values()):
                 title += ", their number in brackets"
             blocks += _drawn(title, f"{slug(*group)}-variants", means, notes)
     return blocks or [Text("The runs have no event files.")]
 
 
+def _numbers_of_seeds(curves) -> dict[str, str]:
+    """Of each line, where they differ in that: what the legend says behind its name."""
+    counts = {role: sum(map(bool, seeds)) for role, seeds in curves.items()}
+    if len({*counts.values()} - {0}) < 2:
+        return {}
+    return {role: f" ({count})" for role, count in counts.items()}
+
+
 def _drawn(title: str, stem: str, lines, notes=None) -> list:
-    """A picture of each of CURVES; `lines` holds those of each tag, by role."""
+    """A picture of each of CURVES; `lines` and `notes` are of each tag, by role."""
     pictures = []
     for tag, name, unit, landmark, meaning in CURVES:
-        drawn = figures.draw_curves(lines[tag], name, unit, landmark, notes)
+        drawn = figures.draw_curves(
+            lines[tag], name, unit, landmark, (notes or {}).get(tag)
+        )
         if drawn:
             pictures.append(Picture(f"{stem}-{slug(tag)}.svg", meaning, drawn))
     return [Pictures(title, pictures, large=True)] if pictures else []

@@ -284,16 +284,21 @@ class Tables:
                 found = self._results(group, role)
                 if role in results.PLACEBOS and not found:
                     continue
-                cells = []
-                for _, place, factor in FULL:
-                    values = [_figure(r, self.split, place) for r in found]
-                    values = [factor * v for v in values if v is not None]
-                    cells.append(number(statistics.fmean(values)) if values else DASH)
-                rows.append([results.in_words(role), str(len(found)), *cells])
+                figures = [
+                    [_figure(result, self.split, place) for _, place, _ in FULL]
+                    for result in found
+                ]
+                figures = [f for f in figures if any(v is not None for v in f)]
+                cells = [str(len(figures) or DASH)]
+                for column, (_, _, factor) in enumerate(FULL):
+                    values = [f[column] for f in figures if f[column] is not None]
+                    mean = factor * statistics.fmean(values) if values else None
+                    cells.append(number(mean))
+                rows.append([results.in_words(role), *cells])
             blocks.append(
                 Table(
-                    f"{self.name(group)}, {self.split}; mean over the seeds of each "
-                    "row. A dash stands where evaluation ran without the full metrics.",
+                    f"{self.name(group)}, {self.split}; mean over the seeds that were "
+                    "evaluated with the full metrics. A dash stands where none was.",
                     ["", "seeds", *(title for title, _, _ in FULL)],
                     rows,
                 )

@@ -74,7 +74,7 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
                 ],
             )
         )
-        blocks += _picture(made, group, gains)
+        blocks += _picture(made, group, gains, ended)
         text = _sentence(made, group, choose(gains, ended), ended)
         blocks.append(Text(text, strong=True))
     return blocks
@@ -99,13 +99,14 @@ def _row(made, name, gains, seeds, outcomes) -> list[str]:
     return [*row, " ".join(told.get(name, ())) or DASH]
 
 
-def _picture(made, group, gains) -> list[Pictures]:
+def _picture(made, group, gains, ended) -> list[Pictures]:
     """Mean and interval over seeds of each variant, one below the other."""
     rows = []
     for name, found in gains.items():
         if found:
             over_seeds = seed_spread([gain.points for gain in found])
             label = f"{name} ({len(found)})"
+            label += ", ended by the guard" if name in ended else ""
             rows.append((label, over_seeds.mean, _reach(over_seeds)))
     if all(reach is None for _, _, reach in rows):
         return []
@@ -115,7 +116,11 @@ def _picture(made, group, gains) -> list[Pictures]:
         "(Student's t), whose number stands in brackets."
     )
     name = f"{slug(*group)}-variants-gains.svg"
-    return [Pictures("Variants", [Picture(name, caption, drawn)], large=True)]
+    return [
+        Pictures(
+            f"{made.name(group)}: variants", [Picture(name, caption, drawn)], large=True
+        )
+    ]
 
 
 def _reach(over_seeds) -> tuple[float, float] | None:

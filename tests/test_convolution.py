@@ -254,6 +254,87 @@ def _inputs(op):
     return [tensor.dtype for tensor in op.inputs]
 
 
+# --- Large kernels -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, width", [(5, 4), (1, 9), (12, 7)])
+@pytest.mark.parametrize("size", [(7, 7), (5, 9)])
+def test_by_a_product_the_gradient_is_the_same(height, width, size):
+    rng = np.random.default_rng(0)
+    gradient = tf.constant(rng.normal(size=(2, height, width, 6)), tf.float32)
+    kernel = tf.constant(rng.normal(size=(*size, 3, 6)), tf.float32)
+    expected = tf.raw_ops.Conv2DBackpropInput(
+        input_sizes=[2, height, width, 3],
+        filter=kernel,
+        out_backprop=gradient,
+        strides=[1] * 4,
+        padding="SAME",
+    )
+    found = convolution.at_image_by_product(gradient, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def product_of(layer, image):
+    """Gradients, and the kinds of operations that a traced layer's take."""
+
+    def gradients(image):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            loss = tf.reduce_sum(tf.cast(layer(image), tf.float32) ** 2)
+        return tape.gradient(loss, [image, layer.kernel.value, layer.bias.value])
+
+    shape = [None, None, None, image.shape[-1]]
+    traced = tf.function(gradients).get_concrete_function(
+        tf.TensorSpec(shape, image.dtype)
+    )
+    return traced(image), {op.type for op in traced.graph.get_operations()}
+
+
+@pytest.mark.parametrize("policy, away", [("float32", 1e-5), ("mixed_bfloat16", 0.01)])
+@pytest.mark.parametrize("adds_right", [True, False])
+def test_fc6_learns_by_a_product(monkeypatch, policy, away, adds_right):
+    monkeypatch.setattr(convolution, "_device_adds_right", lambda: adds_right)
+    rng = np.random.default_rng(0)
+    image = tf.constant(rng.normal(size=(2, 6, 5, 8)), tf.float32)
+    settings = {"padding": "same", "activation": "relu"}
+    layer = Conv2D(16, 7, dtype=policy, **settings)
+    plain = keras.layers.Conv2D(16, 7, **settings)
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights(layer.get_weights())
+    (found, kinds), (expected, others) = (
+        product_of(each, image) for each in (layer, plain)
+    )
+    assert "MatMul" in kinds and "Conv2DBackpropInput" not in kinds
+    assert "MatMul" not in others and "Conv2DBackpropInput" in others
+    for ours, theirs in zip(found, expected, strict=True):
+        assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": 7, "padding": "valid"},
+        {"kernel_size": 7, "padding": "same", "strides": 2},
+        {"kernel_size": 6, "padding": "same"},
+    ],
+)
+def test_other_kernels_are_left_to_the_device(settings):
+    layer = Conv2D(4, **settings)
+    layer.build([1, 9, 9, 2])
+    assert "Conv2DBackpropInput" in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
+
+
+def test_for_a_gpu_nothing_changes(monkeypatch):
+    layer = Conv2D(4, 7, padding="same")
+    layer.build([1, 9, 9, 2])
+    with convolution.on_another_device():
+        assert "MatMul" not in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    assert "MatMul" not in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
+
+
 # --- LeakyReLU ---------------------------------------------------------------
 
 

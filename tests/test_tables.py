@@ -140,14 +140,16 @@ def test_classes_show_the_gain_and_its_range(tables):
 
 
 def test_full_metrics_or_a_dash(tables, fake_run):
-    assert rows(tables.full_metrics())["control"] == ["2"] + ["-"] * 9
+    assert rows(tables.full_metrics())["control"] == ["-"] * 10
     result = read_result(fake_run("full", [0.9]))
     result.metrics["test"] |= {
         "boundary": {"mean_iou": 0.5, "mean_f1": None},
         "granulation": {"specks": 2.5},
         "calibration": {"ece": 0.125},
     }
-    found = rows(Tables(Comparison([result]), "test").full_metrics())
+    # Another seed without them does not count.
+    basic = read_result(fake_run("basic", [0.9], seed=1))
+    found = rows(Tables(Comparison([result, basic]), "test").full_metrics())
     expected = ["1", "50.00", "-", "-", "-", "2.50", "-", "-", "-", "12.50"]
     assert found["adversarial"] == expected
 

@@ -111,7 +111,9 @@ def test_what_the_guard_ended_is_marked_and_never_chosen(make):
     made = make(adversarial=[0.8, 0.8], weak=[0.9, 0.9], strong=[0.7, 0.8])
     guard(made, "weak", "back", "end", seed=1)
     guard(made, "adversarial", "back")
-    table, _, sentence = variants.tables(made)
+    table, pictures, sentence = variants.tables(made)
+    assert b"weak (2), ended by the guard" in pictures.pictures[0].data
+    assert pictures.pictures[0].data.count(b"ended by the guard") == 1
     rows = {row[0]: row for row in table.rows}
     assert rows["weak"][3] == "+27.97 (+27.97 to +27.97)"
     assert rows["weak"][4] == "+27.97 (+27.97 to +27.97), the guard ended it"
