@@ -152,8 +152,8 @@ class LeakyReLU(keras.layers.LeakyReLU):
     """`keras.layers.LeakyReLU`, same numbers and gradients, in less memory.
 
     The gradient takes the side of the kink from the output, so that the input need not
-    be kept.  Nor can TensorFlow 2.21 fuse a convolution with a LeakyReLU whose gradient
-    reads the input: it tries, fails, and then fuses nothing in the whole graph.
+    be kept and the convolution before it computes both.  Of Keras' LeakyReLU TensorFlow
+    2.21 tries the same, fails with an error in the log, and goes over each map again.
     """
 
     def call(self, inputs):

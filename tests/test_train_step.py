@@ -718,15 +718,17 @@ def test_convolutions_of_an_adversarial_step_are_fused(batch):
     )
     with context.collect_graphs(optimized=True) as graphs:
         step(*batch)
-    fused = [
-        node.name.split("/")[0]
+    kinds = [
+        (node.op, node.name.split("/")[0])
         for graph in graphs
         for nodes in (graph.node, *(f.node_def for f in graph.library.function))
         for node in nodes
-        if "FusedConv2D" in node.op
     ]
-    assert fused.count("generator_1") >= 15
-    assert len({name for name in fused if name.startswith("adversary")}) >= 2
+    fused = [network for kind, network in kinds if "FusedConv2D" in kind]
+    assert fused.count("generator_1") >= 15 and fused.count("extractor_1") == 4
+    # Its last convolution has a bias alone.
+    assert sum(network.startswith("adversary") for network in fused) >= 3 * 4
+    assert not {"Relu", "LeakyRelu"} & {kind for kind, _ in kinds}
 
 
 @pytest.mark.slow
