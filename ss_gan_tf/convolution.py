@@ -8,11 +8,12 @@ to 84 %, and that at the image is off by 1 to 2 % instead of 0.2.
 
 import contextlib
 import functools
+import math
 
 import keras
 import tensorflow as tf
 
-PRODUCT_FROM = 5  # taps a side; smaller kernels are fastest as they are
+PRODUCT_FROM = 2**24  # weights of a kernel; of smaller ones the patches take more room
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -43,11 +44,13 @@ class Conv2D(keras.layers.Conv2D):
         bias = tf.convert_to_tensor(self.bias) if self.use_bias else None
         if normalized:
             scale, shift = normalized
-            kernel *= scale
-            bias = shift if bias is None else bias * scale + shift
-        x = self.convolution_op(inputs, tf.cast(kernel, self.compute_dtype))
+            kernel = tf.cast(kernel, scale.dtype) * scale
+            if bias is not None:
+                shift += tf.cast(bias, scale.dtype) * scale
+            bias = shift
+        x = self.convolution_op(inputs, tf.cast(kernel, inputs.dtype))
         if bias is not None:
-            x = _add_bias(x, tf.cast(bias, self.compute_dtype), self.data_format)
+            x = _add_bias(x, tf.cast(bias, inputs.dtype), self.data_format)
         return x if self.activation is None else self.activation(x)
 
     def convolution_op(self, inputs, kernel):
@@ -57,7 +60,7 @@ class Conv2D(keras.layers.Conv2D):
         if not plain or self.dilation_rate != (1, 1) or is_for_another_device():
             return convolve(inputs, kernel)
         exact = inputs.dtype == tf.bfloat16 and not _device_adds_right()
-        product = self._is_like_a_product()
+        product = self._is_like_a_product(kernel)
         if not exact and not product:
             return convolve(inputs, kernel)
         how = {"strides": [1, *self.strides, 1], "padding": self.padding.upper()}
@@ -83,12 +86,13 @@ class Conv2D(keras.layers.Conv2D):
 
         return forward(inputs, tf.convert_to_tensor(kernel))
 
-    def _is_like_a_product(self):
+    def _is_like_a_product(self, kernel):
         """Whether a CPU finds the gradient at the image faster by a matrix product."""
         return (
             self.padding == "same"
             and self.strides == (1, 1)
-            and min(self.kernel_size) >= PRODUCT_FROM
+            and max(self.kernel_size) > 1
+            and math.prod(kernel.shape) >= PRODUCT_FROM
             and all(size % 2 for size in self.kernel_size)
             and not tf.config.list_logical_devices("GPU")
         )
@@ -99,15 +103,15 @@ def at_image_by_product(gradient: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
     With y[u] = sum_i x[u + i - k // 2] w[i] it is sum_i y'[v - i + k // 2] w[i]: one
     product of all cells with all taps, whose parts are added up where they belong.
-    oneDNN takes two to three times as long for fc6 of VGG16, a kernel of 7x7x512x4096
-    on 16x16 cells.
+    oneDNN takes twice as long for fc6 of VGG16, a kernel of 7x7x512x4096 on 16x16
+    cells. B H W k k' F values are kept meanwhile, twice.
 
     Args:
         gradient: [B, H, W, F'] at the output.
         kernel: [k, k', F, F'].
 
     Returns:
-        [B, H, W, F], of the gradient's type; sums are float32 or better.
+        [B, H, W, F], of the gradient's type; taps are added up in float32 or better.
     """
     rows, columns, filters_in, filters = kernel.shape
     batch, height, width = tf.unstack(tf.shape(gradient)[:3])

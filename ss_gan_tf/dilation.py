@@ -28,7 +28,7 @@ class DilatedConv2D(Conv2D):
     def convolution_op(self, inputs, kernel):
         """[B, H, W, F] and [k, k, F, F'] -> [B, H', W', F'], without the bias."""
         rates, padding = self.dilation_rate, self.padding.upper()
-        if rates == (1, 1):
+        if rates == (1, 1) or self.data_format == "channels_first":
             return super().convolution_op(inputs, kernel)
         # Keras refuses other strides where there is dilation.
         if is_for_another_device() or _device_differentiates_dilation(inputs.dtype):

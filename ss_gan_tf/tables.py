@@ -298,7 +298,7 @@ class Tables:
             blocks.append(
                 Table(
                     f"{self.name(group)}, {self.split}; mean over the seeds that were "
-                    "evaluated with the full metrics. A dash stands where none was.",
+                    "evaluated with the full metrics; a dash where there is none.",
                     ["", "seeds", *(title for title, _, _ in FULL)],
                     rows,
                 )

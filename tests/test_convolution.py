@@ -294,6 +294,7 @@ def product_of(layer, image):
 @pytest.mark.parametrize("adds_right", [True, False])
 def test_fc6_learns_by_a_product(monkeypatch, policy, away, adds_right):
     monkeypatch.setattr(convolution, "_device_adds_right", lambda: adds_right)
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 7 * 7 * 8 * 16)
     rng = np.random.default_rng(0)
     image = tf.constant(rng.normal(size=(2, 6, 5, 8)), tf.float32)
     settings = {"padding": "same", "activation": "relu"}
@@ -320,13 +321,55 @@ def test_fc6_learns_by_a_product(monkeypatch, policy, away, adds_right):
         {"kernel_size": 6, "padding": "same"},
     ],
 )
-def test_other_kernels_are_left_to_the_device(settings):
+def test_other_kernels_are_left_to_the_device(monkeypatch, settings):
+    small = settings["kernel_size"] == 3
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1 + 9 * 8 if small else 1)
     layer = Conv2D(4, **settings)
     layer.build([1, 9, 9, 2])
     assert "Conv2DBackpropInput" in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
 
 
+def test_it_is_fc6_that_learns_by_a_product():
+    for name, size, filters in (("fc6", 7, (512, 1024)), ("conv", 3, (512, 512))):
+        layer = Conv2D(filters[1], size, padding="same", name=name)
+        kernel = tf.TensorSpec([size, size, *filters])
+        assert layer._is_like_a_product(kernel) == (name == "fc6")
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16", "bfloat16"])
+@pytest.mark.parametrize("settings", [{"use_bias": False}, {"groups": 2}, {}])
+def test_in_half_precision_it_is_keras(policy, settings):
+    layer = Conv2D(4, 3, dtype=policy, **settings)
+    plain = keras.layers.Conv2D(4, 3, **settings)
+    image = np.random.default_rng(0).normal(size=(1, 9, 8, 2))
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights([np.float32(w) for w in layer.get_weights()])
+    found, expected = layer(image), plain(image)
+    assert found.dtype == layer.compute_dtype
+    off = tf.norm(tf.cast(found, tf.float32) - expected)
+    assert off < 0.01 * tf.norm(expected)
+
+
+def test_by_a_product_bfloat16_is_not_biased():
+    """Of positive numbers alone, where cutting off would show."""
+    rng = np.random.default_rng(0)
+    gradient, kernel = (
+        tf.constant(rng.uniform(size=shape), tf.bfloat16)
+        for shape in ([2, 8, 8, 64], [7, 7, 16, 64])
+    )
+    if not convolution._device_adds_right():  # there it is given float32
+        gradient, kernel = (tf.cast(x, tf.float32) for x in (gradient, kernel))
+    found = convolution.at_image_by_product(gradient, kernel)
+    exact = convolution.at_image_by_product(
+        *(tf.cast(x, tf.float64) for x in (gradient, kernel))
+    )
+    ratio = tf.reduce_mean(tf.cast(found, tf.float64)) / tf.reduce_mean(exact)
+    assert abs(float(ratio) - 1) < 5e-4
+
+
 def test_for_a_gpu_nothing_changes(monkeypatch):
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
     layer = Conv2D(4, 7, padding="same")
     layer.build([1, 9, 9, 2])
     with convolution.on_another_device():

@@ -95,7 +95,7 @@ def test_it_may_be_frozen_and_released():
     assert np.abs(model(image(), training=True) - outputs[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_in_half_precision_it_is_as_near_to_float32_as_keras_is(policy):
     exact = output_and_gradients(ours_and_keras(CONVOLUTIONS["plain"])[1], image())
     off = [
@@ -108,7 +108,7 @@ def test_in_half_precision_it_is_as_near_to_float32_as_keras_is(policy):
         for model in ours_and_keras(CONVOLUTIONS["plain"], policy)
     ]
     for ours, theirs in zip(*off, strict=True):
-        assert 0 < ours < 1.5 * theirs < 0.02
+        assert 0 < ours < 1.5 * theirs < 0.03
 
 
 def test_a_scaled_kernel_is_rounded_once():
