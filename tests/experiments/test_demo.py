@@ -33,7 +33,13 @@ def test_the_demo_says_where_it_is_and_ends_quietly(tiny_run):
         assert pathlib.Path(tiny_run).name in page and "traffic_light" in page
         program.send_signal(signal.SIGINT)
         rest, errors = program.communicate()
-    assert (program.returncode, rest, errors) == (0, "", "")
+    # On AVX-512 machines TensorFlow logs its choice of kernels, at any level of logs.
+    ours = [
+        line
+        for line in errors.splitlines()
+        if not re.match(r"WARNING: All log messages before absl|I0000 .*oneDNN", line)
+    ]
+    assert (program.returncode, rest, ours) == (0, "", [])
 
 
 def test_what_is_no_model_is_one_line(tmp_path):
