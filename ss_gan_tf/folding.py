@@ -8,7 +8,7 @@ from keras import layers
 
 from ss_gan_tf.convolution import Conv2D
 from ss_gan_tf.dilation import DilatedConv2D
-from ss_gan_tf.normalization import BatchNormalization
+from ss_gan_tf.normalization import BatchNormalization, scale_and_shift
 
 _LOG = logging.getLogger(__name__)
 _FOLDED = (layers.Conv2D, Conv2D, DilatedConv2D)  # others may compute otherwise
@@ -89,11 +89,6 @@ def _folds_into(norm):
 def _fold(conv, norm):
     """[kernel, bias] of the convolution with the normalisation in it."""
     kernel, *bias = (weight.astype(np.float64) for weight in conv.get_weights())
-    variance = norm.moving_variance.numpy().astype(np.float64)
-    scale = 1 / np.sqrt(variance + norm.epsilon)
-    if norm.scale:
-        scale *= norm.gamma.numpy()
-    shift = (sum(bias) - norm.moving_mean.numpy()) * scale
-    if norm.center:
-        shift += norm.beta.numpy()
-    return [kernel * scale, shift]  # scale: along the last axis, the filters
+    scale, shift = (x.numpy() for x in scale_and_shift(norm, "float64"))
+    # scale: along the last axis, the filters
+    return [kernel * scale, sum(bias) * scale + shift]

@@ -17,27 +17,42 @@ class BatchNormalization(keras.layers.BatchNormalization):
     by_convolution = False
 
     def scale_and_shift(self) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """What it does to a channel x: scale x + shift, [F] each, at least float32.
-
-        Returns:
-            None while it is not frozen, and as long as it has no weights.
-        """
+        """`scale_and_shift`, at least float32; None unless it is frozen and built."""
         if self.trainable or not self.built:
             return None
-        dtype = keras.backend.result_type(self.variable_dtype, "float32")
-        scale = tf.math.rsqrt(tf.cast(self.moving_variance, dtype) + self.epsilon)
-        if self.scale:
-            scale *= tf.cast(self.gamma, dtype)
-        shift = -tf.cast(self.moving_mean, dtype) * scale
-        if self.center:
-            shift += tf.cast(self.beta, dtype)
-        return scale, shift
+        return scale_and_shift(
+            self, keras.backend.result_type(self.variable_dtype, "float32")
+        )
 
     def call(self, inputs, training=None, mask=None):
         """[..., F] -> [..., F]."""
         if self.by_convolution and not self.trainable:
             return inputs
         return super().call(inputs, training=training, mask=mask)
+
+
+def scale_and_shift(
+    norm: keras.layers.BatchNormalization, dtype: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a normalisation by moving statistics does to a channel x: scale x + shift.
+
+    With moving mean m and variance v, scale = gamma / sqrt(v + epsilon) and
+    shift = beta - m scale.
+
+    Args:
+        norm: with its weights.
+        dtype: of the result, and of what it is computed in.
+
+    Returns:
+        scale and shift, [F] each.
+    """
+    scale = tf.math.rsqrt(tf.cast(norm.moving_variance, dtype) + norm.epsilon)
+    if norm.scale:
+        scale *= tf.cast(norm.gamma, dtype)
+    shift = -tf.cast(norm.moving_mean, dtype) * scale
+    if norm.center:
+        shift += tf.cast(norm.beta, dtype)
+    return scale, shift
 
 
 def convolve_and_normalize(x, conv: Conv2D, norm: BatchNormalization):

@@ -53,6 +53,11 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
             name: made.compared.gains(group, "control", made.val, of=name)
             for name in ("adversarial", *names)
         }
+        over_seeds = {
+            name: seed_spread([gain.points for gain in found])
+            for name, found in gains.items()
+            if found
+        }
         outcomes = {name: made.guard_outcomes(group, name) for name in gains}
         ended = {
             name
@@ -69,18 +74,25 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
                 "that the guard ended in no seed",
                 header,
                 [
-                    _row(made, name, gains[name], seeds, outcomes[name])
+                    _row(
+                        made,
+                        name,
+                        gains[name],
+                        over_seeds.get(name),
+                        seeds,
+                        outcomes[name],
+                    )
                     for name in gains
                 ],
             )
         )
-        blocks += _picture(made, group, gains, ended)
+        blocks += _picture(made, group, over_seeds, ended)
         text = _sentence(made, group, choose(gains, ended), ended)
         blocks.append(Text(text, strong=True))
     return blocks
 
 
-def _row(made, name, gains, seeds, outcomes) -> list[str]:
+def _row(made, name, gains, over_seeds, seeds, outcomes) -> list[str]:
     told = (made.facts or {}).get("settings", {}).get("variants", {})
     cells = {
         gain.seed: f"{signed(gain.points)} ({interval(gain.interval)})"
@@ -92,22 +104,19 @@ def _row(made, name, gains, seeds, outcomes) -> list[str]:
         elif outcome["ways_back"]:
             cells[seed] = f"{cells.get(seed, DASH)}, the guard went back"
     mean, reach = DASH, DASH
-    if gains:
-        over_seeds = seed_spread([gain.points for gain in gains])
+    if over_seeds:
         mean, reach = signed(over_seeds.mean), interval(_reach(over_seeds))
     row = [name, mean, reach, *(cells.get(seed, DASH) for seed in seeds)]
     return [*row, " ".join(told.get(name, ())) or DASH]
 
 
-def _picture(made, group, gains, ended) -> list[Pictures]:
+def _picture(made, group, spreads, ended) -> list[Pictures]:
     """Mean and interval over seeds of each variant, one below the other."""
     rows = []
-    for name, found in gains.items():
-        if found:
-            over_seeds = seed_spread([gain.points for gain in found])
-            label = f"{name} ({len(found)})"
-            label += ", ended by the guard" if name in ended else ""
-            rows.append((label, over_seeds.mean, _reach(over_seeds)))
+    for name, over_seeds in spreads.items():
+        label = f"{name} ({over_seeds.num_pairs})"
+        label += ", ended by the guard" if name in ended else ""
+        rows.append((label, over_seeds.mean, _reach(over_seeds)))
     if all(reach is None for _, _, reach in rows):
         return []
     drawn = figures.draw_gains(rows, f"{made.name(group)}, {made.val}")
@@ -115,12 +124,8 @@ def _picture(made, group, gains, ended) -> list[Pictures]:
         "Mean gain over the control; the bar is the 95 % interval over seeds "
         "(Student's t), whose number stands in brackets."
     )
-    name = f"{slug(*group)}-variants-gains.svg"
-    return [
-        Pictures(
-            f"{made.name(group)}: variants", [Picture(name, caption, drawn)], large=True
-        )
-    ]
+    picture = Picture(f"{slug(*group)}-variants-gains.svg", caption, drawn)
+    return [Pictures(f"{made.name(group)}: variants", [picture], large=True)]
 
 
 def _reach(over_seeds) -> tuple[float, float] | None:
