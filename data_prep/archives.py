@@ -108,11 +108,15 @@ def list_folder(path: Path, leave_out: Path | None = None) -> dict[str, File]:
     """The files of a folder at any depth, sorted; hidden ones left out.
 
     Where there is no folder there are none. Links are followed, to files and to
-    folders, unless they lead nowhere or back to a folder that they lie in.
+    folders, unless they lead back to a folder that they lie in.
 
     Args:
         path: The folder.
         leave_out: A folder in it that is passed over.
+
+    Raises:
+        SourceError: A link leads nowhere, or a folder may not be read: what lies
+            behind it would be missing without a word.
     """
     return {
         file.relative_to(path).as_posix(): _file(file)
@@ -266,6 +270,9 @@ def newest_change(source: str | Path | None, leave_out: Path | None = None) -> i
     Args:
         source: Folder or archive.
         leave_out: A folder in it that does not count.
+
+    Raises:
+        SourceError: As by `list_folder`.
     """
     root = Path(source) if source else None
     if root is None or not root.exists():
@@ -278,7 +285,7 @@ def _file(path: Path) -> File:
 
 
 def _walk(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
-    """What lies in a folder at any depth, sorted; nothing hidden, no dead link."""
+    """What lies in a folder at any depth, sorted; nothing hidden."""
     if folder.is_dir():
         left_out = {_identity(leave_out)} if leave_out and leave_out.exists() else ()
         yield from _walk_below(folder, frozenset(left_out))
@@ -299,12 +306,23 @@ def _walk_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Pat
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder itself; nothing where reading it is not allowed."""
+    """What lies in a folder itself."""
     try:
-        entries = sorted(folder.iterdir())
-    except PermissionError:
-        return []
-    return [path for path in entries if path.name[0] != "." and path.exists()]
+        entries = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    except PermissionError as error:
+        if folder.name == "lost+found":  # of a disk's file system, for root alone
+            return []
+        raise SourceError(
+            f"{folder}: reading this folder is not allowed; make it readable, or move "
+            "it out of the source."
+        ) from error
+    for path in entries:
+        if not path.exists():
+            raise SourceError(
+                f"{path}: is a link to '{path.readlink()}', where there is nothing; "
+                "mend or remove it."
+            )
+    return entries
 
 
 def _identity(path: Path) -> tuple[int, int]:

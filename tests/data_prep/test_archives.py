@@ -6,6 +6,7 @@ import os
 import tarfile
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -220,15 +221,46 @@ def test_errors_are_one_line_whatever_a_name_holds(tmp_path):
         assert str(error.value).isprintable()
 
 
-def test_links_in_a_folder_that_lead_nowhere_or_in_a_circle(tmp_path):
+def test_links_in_a_folder_that_lead_in_a_circle(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    (tmp_path / "a" / "self.png").symlink_to(tmp_path / "a" / "self.png")
-    (tmp_path / "a" / "nowhere.png").symlink_to("nothing")
     (tmp_path / "a" / "x.png").touch()
+    (tmp_path / "a" / ".#x.png").symlink_to("editor@host")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert list(open_source(tmp_path)) == ["a/x.png"]
     assert newest_change(tmp_path) > 0
+
+
+@pytest.mark.parametrize("target", ["/disk/train", "train", "nothing"])
+def test_links_in_a_folder_that_lead_nowhere(tmp_path, target):
+    """A disk that is not mounted must not make a smaller data set."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train").symlink_to(target)
+    (tmp_path / "x.png").touch()
+    for look in open_source, newest_change, archives.fingerprint:
+        with pytest.raises(SourceError) as error:
+            look(tmp_path)
+        said = f"{tmp_path}/a/train: is a link to '{target}', where there is nothing"
+        assert said in str(error.value)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    for name in "train", "lost+found":
+        (tmp_path / name).mkdir()
+    (tmp_path / "x.png").touch()
+    closed, iterdir = {"lost+found"}, Path.iterdir  # to root all folders are open
+
+    def look(folder):
+        if folder.name in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", look)
+    assert list(open_source(tmp_path)) == ["x.png"]
+    closed.add("train")
+    with pytest.raises(SourceError) as error:
+        open_source(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}/train: reading this folder is not")
 
 
 def test_links_to_folders_are_followed(tmp_path):
