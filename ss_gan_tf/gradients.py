@@ -137,8 +137,9 @@ def apply(
 
     Gradients that are not all finite, on any replica, count as zero. It costs one pass
     over them, and what is not finite reaches neither the weights nor the optimizer's
-    slots; the optimizer's clock goes on. A loss scale has to see its overflows, and
-    skips those updates itself.
+    slots. A loss scale has to see its overflows, and skips those updates itself. In
+    both cases the optimizer's clock goes on: rates follow it, and a run and its
+    control do not overflow in the same steps.
 
     Args:
         name: `generator` or `adversary`.
@@ -176,7 +177,9 @@ def apply(
         given = [tf.where(overflows, float("inf"), g) for g in given]
     kept = iter(given)
     gradients = [None if g is None else next(kept) for g in gradients]
+    step = tf.identity(inner.iterations)
     optimizer.apply(gradients, variables)
+    inner.iterations.assign(step + 1)
     return scalars
 
 

@@ -13,8 +13,8 @@ differs beyond rounding: dropout draws other masks, and batch normalisation that
 sees a part at a time.
 
 Under mixed_float16 an optimizer is a `keras.optimizers.LossScaleOptimizer`: its scale
-multiplies what is sent back, an overflow skips its update alone, and every scalar that
-a step returns is without the scale.
+multiplies what is sent back, an overflow skips its update alone (the step counts), and
+every scalar that a step returns is without the scale.
 """
 
 from collections.abc import Callable
@@ -133,7 +133,8 @@ def make_adversarial_step(
         epsilon: eq. 1.
         lambda_adv: weight of the adversarial term, above 0.
         lambda_on: `generator`, `adversary` or `both`; see `losses.lambda_weights`.
-        lambda_ramp_steps: G's steps over which its weight grows linearly to full.
+        lambda_ramp_steps: G's steps over which its weight grows linearly to full,
+            also where lambda is loss_d's.
         adversarial_form: `saturating` or `nonsaturating`.
         gradient_ratio: when set, G's weight is chosen at every step so that the
             adversarial gradient has this share of the segmentation gradient's norm.
