@@ -368,7 +368,9 @@ def stage_seed(seed: int, stage: str) -> int:
     return int(entropy.generate_state(1)[0] >> 1)
 
 
-def seed_dropout(generator: keras.Model, seed: int, stage: str, step: int):
+def seed_dropout(
+    generator: keras.Model, seed: int, stage: str, step: int, num_parts: int = 1
+):
     """Makes the dropout of a step a function of (seed, stage, step).
 
     Args:
@@ -376,6 +378,7 @@ def seed_dropout(generator: keras.Model, seed: int, stage: str, step: int):
         seed: the run's.
         stage: one of STAGES.
         step: steps done in the stage, this one included.
+        num_parts: forward passes of a step; each of them counts on by one.
     """
     key = stage_seed(seed, stage)
     states = [
@@ -384,7 +387,7 @@ def seed_dropout(generator: keras.Model, seed: int, stage: str, step: int):
         if variable.path.endswith("seed_generator_state")
     ]
     for number, state in enumerate(states):
-        state.assign([(key + number) % 2**32, step])
+        state.assign([(key + number) % 2**32, step * num_parts % 2**32])
 
 
 def reset_optimizer(optimizer: keras.optimizers.Optimizer):

@@ -203,7 +203,13 @@ class _Training:
             return
         counted_from, clock, values = first, time.monotonic(), {}
         for step, batch in enumerate(self._batches(stage, first), start=first + 1):
-            stages.seed_dropout(self.networks.generator, config.seed, stage.name, step)
+            stages.seed_dropout(
+                self.networks.generator,
+                config.seed,
+                stage.name,
+                step,
+                config.accumulate_steps,
+            )
             # The warm-up leaves G's steps uncounted: 0 is in no window.
             number = stage.first_step + step if stage.updates_generator else 0
             with self.profile.step(number):

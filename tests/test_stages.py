@@ -245,6 +245,16 @@ def test_dropout_is_a_function_of_seed_stage_and_step(make, batch):
         assert np.any(logits(*other) != once)
 
 
+def test_each_part_of_each_step_has_a_dropout_of_its_own(make, batch):
+    networks, _ = make(dropout=0.5)
+    generator = networks.generator
+    seen = set()
+    for step in range(1, 4):
+        stages.seed_dropout(generator, 0, "phase1", step, num_parts=3)
+        seen |= {generator(batch[0], training=True).numpy().tobytes() for _ in "123"}
+    assert len(seen) == 9
+
+
 def test_linear_decay():
     schedule = stages.linear_decay(1e-4, 1e-5, 100)
     assert float(schedule(0)) == pytest.approx(1e-4)
