@@ -382,3 +382,10 @@ def _check_same_network(origin: Run, config: Config, class_names: tuple[str, ...
                 f"init_generator={config.init_generator}: its {name} is {there!r}, "
                 f"this run's is {here!r}"
             )
+    weights = [each.backbone_weights for each in (origin.config, config)]
+    if config.backbone == "resnet50" and "none" in weights and len(set(weights)) > 1:
+        raise ValueError(
+            f"init_generator={config.init_generator}: its backbone_weights is "
+            f"{weights[0]!r}, this run's is {weights[1]!r}; batch normalisation trains "
+            "with none and is frozen otherwise, so both have to be none or neither"
+        )

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import types
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,19 @@ def test_the_origin_is_looked_at_before_anything_is_built(
     fields["class_names"][0] = "another"
     (other / "run.json").write_text(json.dumps(fields))
     start("its classes .* are not the data set's", init_generator=str(other))
+    # Its batch normalisation was trained, and must not freeze without a word.
+    fields["class_names"] = json.loads((Path(tiny_run) / "run.json").read_text())[
+        "class_names"
+    ]
+    fields["config"] |= {"arm": "resnet50", "width": 1.0}
+    (other / "run.json").write_text(json.dumps(fields))
+    start(
+        "its backbone_weights is 'none', this run's is 'imagenet'; .* none or neither",
+        arm="resnet50_g",
+        init_generator=str(other),
+        width=1.0,
+        backbone_weights="imagenet",
+    )
 
 
 @pytest.mark.parametrize(
