@@ -64,7 +64,7 @@ class Config:
     # --- Losses (eq. 3-7) ----------------------------------------------------
     lambda_adv: float = 1e-2  # weight of the adversarial term; 0 is the control
     lambda_on: str = "generator"  # generator | adversary | both; reading of eq. 7
-    lambda_ramp_steps: int = 0  # phase-2 steps over which the weight grows to full
+    lambda_ramp_steps: int = 0  # phase-2 steps over which G's weight grows to full
     adversarial_form: str = "saturating"  # saturating (eq. 3) | nonsaturating
     adversarial_weighting: str = "fixed"  # fixed (lambda_adv) | gradient_ratio
     gradient_ratio: float = 0.5  # adversarial/segmentation gradient norm at logits
@@ -99,7 +99,7 @@ class Config:
     deterministic: bool = False  # the same bits again on the same machine, slower
 
     # --- Evaluation (Sec. 2.2, 2.3) ------------------------------------------
-    eval_mode: str = "whole"  # whole | sliding; silent
+    eval_mode: str = "auto"  # whole | sliding; auto: sliding for cityscapes; Sec. 2.3
     eval_window: int = 500  # px, side of a sliding window; Sec. 2.3
     eval_overlap: float = 1 / 3  # share of a window that its neighbour repeats; silent
     eval_scales: tuple[float, ...] = (1.0,)  # shares of the size, averaged; silent
@@ -117,6 +117,9 @@ class Config:
 
     def __post_init__(self):
         config_rules.check_types(self)
+        if self.eval_mode == "auto":
+            mode = "sliding" if self.dataset == "cityscapes" else "whole"
+            object.__setattr__(self, "eval_mode", mode)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {allowed}")
@@ -295,7 +298,7 @@ CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "jit_compile": ("auto", "on", "off"),
     "distribute": ("none", "mirrored", "multi_worker"),
-    "eval_mode": ("whole", "sliding"),
+    "eval_mode": ("auto", "whole", "sliding"),
     "eval_metrics": ("basic", "full"),
 }
 

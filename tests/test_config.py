@@ -29,6 +29,22 @@ def test_the_paper_preset_holds_the_numbers_of_section_2_3():
     assert config.adversarial_weighting == "fixed"
     assert config.weight_decay == 0 and config.gradient_clip_norm == 0
     assert (config.scale_min, config.scale_max) == (1, 1) and config.flip
+    assert (config.eval_window, config.eval_overlap) == (500, 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "asked", "mode"),
+    [
+        ("voc_sbd", "auto", "whole"),
+        ("cityscapes", "auto", "sliding"),
+        ("cityscapes", "whole", "whole"),
+        ("camvid", "sliding", "sliding"),
+    ],
+)
+def test_cityscapes_is_evaluated_in_windows_unless_told(dataset, asked, mode):
+    config = Config(dataset=dataset, eval_mode=asked)
+    assert config.eval_mode == mode
+    assert Config.from_json(config.to_json()) == config
 
 
 def test_recommended_is_what_was_measured():
