@@ -4,7 +4,8 @@ What a run does is what `ss_gan_tf.train` does: the same examples in the same or
 the same augmentation, the same rates, the same guard, validations at the same steps.
 What differs: large random weights and dropout are drawn from other generators, a JPEG
 may be decoded with other rounding, the guard is not asked where only a state would be
-saved, and no weights are kept.
+saved, the last evaluation is done in the run's precision as validations are (that of
+`experiments.evaluate` in float32), and no weights are kept.
 
 OUT gets, for each run that was finished, NAME.json (curves, validations, alarms,
 times), NAME--KEY.npz (the counts of each image, KEY as in RUN/eval) and, of the images
