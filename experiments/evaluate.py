@@ -26,10 +26,9 @@ from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import Progress, show_own_messages
 from ss_gan_tf import checkpoints, input_pipeline, replicas, strict_json, submission
 from ss_gan_tf.backbones import normalize
-from ss_gan_tf.evaluate import evaluate, write_metrics
+from ss_gan_tf.evaluate import evaluate, write_evaluation
 from ss_gan_tf.measures import METRICS, format_table
 from ss_gan_tf.messages import first_line, one_line
-from ss_gan_tf.per_image import write_per_image
 
 FLAGS = flags.FLAGS
 
@@ -174,8 +173,7 @@ def evaluate_run(
         "limit": limit,
         **info,
     }
-    write_per_image(kept[0], os.path.join(os.path.dirname(path), "per_image.npz"))
-    write_metrics(metrics, path)
+    write_evaluation(metrics, kept[0], os.path.dirname(path))
     return metrics, path
 
 

@@ -47,7 +47,7 @@ def paired_difference(
     first: np.ndarray,
     second: np.ndarray,
     *,
-    figure: Callable[[np.ndarray], np.ndarray] = metrics.mean_iou,
+    figure: Callable[[np.ndarray], np.ndarray] = metrics.mean_iou_of_true,
     num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -59,13 +59,15 @@ def paired_difference(
         D_r = f(sum_n w_r(n) second(n)) - f(sum_n w_r(n) first(n))
 
     and the interval holds the middle of the D_r.  Every figure of a run that is made
-    from sums of counts can be f; a class that no drawn image has drops out of a mean
-    as eq. 8 has it.
+    from sums of counts can be f.  A class that no drawn image has drops out of both
+    runs' mean IoU, also where one of them predicts it.  Of one image every D_r is the
+    same: an interval of no width says nothing.
 
     Args:
         first: [N, ...] counts of each image, e.g. confusion matrices [N, C, C].
         second: [N, ...] of the same images in the same order.
-        figure: sums [R, ...] -> [R]; mIoU unless told otherwise.
+        figure: sums [R, ...] -> [R]; mIoU unless told otherwise, over the classes
+            that the truth of the drawn images has.
         num_resamples: R.
         confidence: share in (0, 1) that the interval holds.
         seed: of the draws; the same seed draws the same images for any counts.

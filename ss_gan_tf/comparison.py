@@ -98,6 +98,13 @@ def read_result(
         path = os.path.join(folder, kind, "per_image.npz")
         if os.path.exists(path):
             counts[kind] = read_per_image(path)
+            matrix = figures.get("confusion_matrix")
+            total = counts[kind].counts["confusion"].sum(axis=0)
+            if matrix is not None and not np.array_equal(matrix, total):
+                raise ValueError(
+                    f"{path}: its counts do not add up to the confusion matrix of the "
+                    "metrics.json beside it; evaluate the run again"
+                )
     role = variant or results.role_of(run.config)
     return Result(run, role, found, counts, train_seconds)
 
@@ -201,6 +208,7 @@ class Comparison:
             starts = (checkpoints.with_start(r.config, r.run.workdir) for r in pair)
             found += unfair_differences(*starts)
             ours, other = (each.metrics.get(kind) for each in pair)
+            found += [f"evaluated step ({why})" for why in _before_the_end(pair, kind)]
             if ours and other:
                 found += [
                     f"evaluation {name}"
@@ -244,7 +252,8 @@ class Gain:
         seed: of both runs.
         points: ours minus the other's.
         interval: of 95 %, from the paired bootstrap over images; None without counts
-            of each image, or where the images or their truth differ.
+            of each image, of less than two images with a labelled pixel, or where the
+            images or their truth differ.
     """
 
     seed: int
@@ -253,16 +262,53 @@ class Gain:
 
 
 def _gain(seed, ours, other, kind) -> Gain:
-    points = 100 * (ours.miou(kind) - other.miou(kind))
+    mious = [_comparable_miou(result, kind) for result in (ours, other)]
+    points = 100 * (mious[0] - mious[1])
     shared = ours.counts.keys() & other.counts.keys()
     if kind not in shared or _other_images(ours, other, kind):
         return Gain(seed, points)
     return Gain(seed, points, interval(ours.counts[kind], other.counts[kind]))
 
 
+def _comparable_miou(result, kind) -> float:
+    """MIoU over the classes of the truth, which are the same for both of a pair."""
+    matrix = result.metrics[kind].get("confusion_matrix")
+    found = np.nan if matrix is None else metrics.mean_iou_of_true(matrix)
+    return result.miou(kind) if np.isnan(found) else float(found)
+
+
+def _before_the_end(pair, kind) -> list[str]:
+    """Of a pair's evaluations of last checkpoints those of a run that went on since."""
+    found = []
+    for result in pair:
+        figures, config = result.metrics.get(kind, {}), result.config
+        phase = "phase2" if config.uses_phase2 else "phase1"
+        end = config.phase2_steps if config.uses_phase2 else config.phase1_steps
+        step, of = figures.get("step", end), figures.get("phase", phase)
+        if "best" not in kind.split("-")[1:] and (step, of) != (end, phase):
+            found.append(f"{result.run.workdir}: {step} of {of}, not {end} of {phase}")
+    return found
+
+
 def _other_images(ours, other, kind) -> str:
-    """Why the counts of each image are not of the same ones; empty where they are."""
+    """Why two evaluations are not of the same images; empty where they are.
+
+    Without counts of each image the whole split's numbers have to do.
+    """
     if kind not in ours.counts.keys() & other.counts.keys():
+        pair = [result.metrics.get(kind, {}) for result in (ours, other)]
+        truths = [
+            (
+                figures.get("num_images"),
+                figures.get("num_pixels"),
+                np.sum(figures.get("confusion_matrix", []), axis=-1).tolist(),
+            )
+            for figures in pair
+        ]
+        names = ("images", "labelled pixels", "labelled pixels of a class")
+        for name, first, second in zip(names, *truths, strict=True):
+            if all(pair) and first and second and first != second:
+                return f"{other.run.workdir} has another number of {name}"
         return ""
     try:
         check_same_images(ours.counts[kind], other.counts[kind])
@@ -299,7 +345,7 @@ def conclude(gains: Sequence[Gain], against: str) -> str:
     if None in intervals:
         return (
             f"Against {against}: no difference shown ({figures}; without counts of "
-            "each image there is no interval)."
+            "each of several images there is no interval)."
         )
     if all(low > 0 for low, _ in intervals) and seeds.low > 0:
         return f"A gain over {against} ({figures}; no seed's interval holds 0)."
@@ -321,7 +367,7 @@ def telling_images(ours: PerImage, other: PerImage) -> dict[str, tuple[str, floa
     Returns:
         {"largest gain", "median", "largest loss"} -> (name, difference of the image's
         mIoU in points). The median is the lower one of an even number; ties go to the
-        name that comes first.
+        name that comes first, those of the loss to the last: of equal images three.
 
     Raises:
         ValueError: the images are not the same, or their truth is not.
@@ -343,12 +389,16 @@ def telling_images(ours: PerImage, other: PerImage) -> dict[str, tuple[str, floa
     return {what: (ours.names[i], float(points[i])) for what, i in chosen.items()}
 
 
-def interval(ours: PerImage, other: PerImage) -> tuple[float, float]:
+def interval(ours: PerImage, other: PerImage) -> tuple[float, float] | None:
     """95 % interval of a difference of mIoU in points, by the paired bootstrap.
+
+    None where less than two images have a labelled pixel: it would have no width.
 
     Raises:
         ValueError: the images are not the same, or their truth is not.
     """
     check_same_images(ours, other)
+    if np.count_nonzero(ours.counts["confusion"].sum(axis=(1, 2))) < 2:
+        return None
     found = paired_difference(other.counts["confusion"], ours.counts["confusion"])
     return 100 * found.low, 100 * found.high

@@ -22,7 +22,7 @@ import tensorflow as tf
 from ss_gan_tf import measures, per_image
 from ss_gan_tf.inference import Predictor, make_predictor
 from ss_gan_tf.overlap import in_order
-from ss_gan_tf.per_image import Collector, PerImage
+from ss_gan_tf.per_image import Collector, PerImage, write_per_image
 
 Parts = Iterator[PerImage]
 
@@ -175,6 +175,21 @@ def _same_size_batches(
         elif sum(map(len, waiting.values())) >= 4 * batch_size:
             yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
     yield from waiting.values()
+
+
+def write_evaluation(metrics: dict[str, Any], images: PerImage, folder: str):
+    """Writes FOLDER/per_image.npz and metrics.json, never of two evaluations.
+
+    Args:
+        metrics: from `evaluate`.
+        images: the counts behind them.
+        folder: RUN/eval/KIND; made when missing.
+    """
+    path = os.path.join(folder, "metrics.json")
+    if os.path.exists(path):  # not to stand beside new counts if this is interrupted
+        os.remove(path)
+    write_per_image(images, os.path.join(folder, "per_image.npz"))
+    write_metrics(metrics, path)
 
 
 def write_metrics(metrics: dict[str, Any], path: str):

@@ -84,6 +84,25 @@ def mean_iou(matrix: np.ndarray) -> float | np.ndarray:
     return mean_of_present(iou_per_class(matrix))
 
 
+def mean_iou_of_true(matrix: np.ndarray) -> float | np.ndarray:
+    """Mean IoU over the classes that the truth has: the same ones for any prediction.
+
+        mean_i IoU(i), over i with sum_j p_ij > 0
+
+    For differences: by eq. 8 a single pixel of a class that no truth has would take
+    1 / C off one of two runs. Where every class is in the truth both are the same.
+
+    Args:
+        matrix: [..., C, C] counts from `confusion_matrix`, one matrix or many.
+
+    Returns:
+        As `mean_iou`.
+    """
+    matrix = np.asarray(matrix)
+    is_true = matrix.sum(axis=-1) > 0
+    return mean_of_present(np.where(is_true, iou_per_class(matrix), np.nan))
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Numerator by denominator, NaN where the denominator is 0.
 

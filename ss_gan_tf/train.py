@@ -30,11 +30,10 @@ from ss_gan_tf import (
 )
 from ss_gan_tf.backbones import MEAN_RGB, normalize
 from ss_gan_tf.config import Config
-from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.evaluate import write_evaluation
 from ss_gan_tf.export import export
 from ss_gan_tf.input_pipeline import open_dataset, to_model, train_batches
 from ss_gan_tf.machine import describe_machine
-from ss_gan_tf.per_image import write_per_image
 from ss_gan_tf.profiling import ProfileWindow
 from ss_gan_tf.run_state import RunState
 from ss_gan_tf.validation import Validation
@@ -403,10 +402,7 @@ class _Training:
                 progress=lambda *_: self._stop_if_asked(self.plan[-1], step, True)
             )
         metrics |= facts
-        write_per_image(
-            self.validation.per_image, os.path.join(folder, "per_image.npz")
-        )
-        write_metrics(metrics, os.path.join(folder, "metrics.json"))
+        write_evaluation(metrics, self.validation.per_image, folder)
         run = checkpoints.read_run(self.workdir)
         generator, _ = checkpoints.load_generator(run, "last")
         export(

@@ -19,7 +19,8 @@ def choose(
 
     Args:
         gains: name -> gains on the split that is chosen on.
-        ended: names of those whose weights are phase 1's in a seed, by the guard.
+        ended: names of those that are left out: their weights are phase 1's in a seed,
+            by the guard, or they cannot be compared.
 
     Returns:
         Its name; None where nothing was measured, or all were ended.
@@ -64,6 +65,11 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
             for name, found in outcomes.items()
             if any(outcome["ended"] for outcome in found.values())
         }
+        unfair = {
+            name
+            for name in gains
+            if made.compared.unfair(group, "control", made.val, of=name)
+        }
         seeds = made.compared.seeds(group)
         header = ["variant", "mean", "95 % interval over seeds"]
         header += [*(f"seed {seed}" for seed in seeds), "changes"]
@@ -81,18 +87,20 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
                         over_seeds.get(name),
                         seeds,
                         outcomes[name],
+                        name in unfair,
                     )
                     for name in gains
                 ],
             )
         )
-        blocks += _picture(made, group, over_seeds, ended)
-        text = _sentence(made, group, choose(gains, ended), ended)
+        shown = {k: v for k, v in over_seeds.items() if k not in unfair}
+        blocks += _picture(made, group, shown, ended)
+        text = _sentence(made, group, choose(gains, ended | unfair), ended)
         blocks.append(Text(text, strong=True))
     return blocks
 
 
-def _row(made, name, gains, over_seeds, seeds, outcomes) -> list[str]:
+def _row(made, name, gains, over_seeds, seeds, outcomes, is_unfair) -> list[str]:
     told = (made.facts or {}).get("settings", {}).get("variants", {})
     cells = {
         gain.seed: f"{signed(gain.points)} ({interval(gain.interval)})"
@@ -106,7 +114,8 @@ def _row(made, name, gains, over_seeds, seeds, outcomes) -> list[str]:
     mean, reach = DASH, DASH
     if over_seeds:
         mean, reach = signed(over_seeds.mean), interval(_reach(over_seeds))
-    row = [name, mean, reach, *(cells.get(seed, DASH) for seed in seeds)]
+    title = name + " (not comparable)" * is_unfair
+    row = [title, mean, reach, *(cells.get(seed, DASH) for seed in seeds)]
     return [*row, " ".join(told.get(name, ())) or DASH]
 
 

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ss_gan_tf import comparison
+from ss_gan_tf import comparison, metrics
 from ss_gan_tf.comparison import Comparison, Gain, conclude, read_result
 from ss_gan_tf.config import Config
 from ss_gan_tf.per_image import PerImage
@@ -198,6 +198,76 @@ def test_another_truth_of_the_same_images_is_not_comparable(fake_run):
     assert any("the control: not comparable" in text for text in texts)
 
 
+def test_without_counts_the_images_have_to_be_as_many(fake_run):
+    ours, other = (
+        fake_run("a", [0.9], counts=False),
+        fake_run("c", [0.8], lambda_adv=0.0),
+    )
+
+    def problems(**changes):
+        compared = compare(ours, other)
+        compared.get(GROUP, 0, "adversarial").metrics["test"] |= changes
+        return compared.unfair(GROUP, "control", "test")
+
+    assert problems() == []
+    told = "evaluated images ({other} has another number of {what})"
+    for what, changes in {
+        "images": {"num_images": 10},
+        "labelled pixels": {"num_pixels": 5},
+        "labelled pixels of a class": {"confusion_matrix": np.diag([99, 101, 100])},
+    }.items():
+        assert problems(**changes) == [told.format(other=other, what=what)]
+
+
+@pytest.mark.parametrize("told", [{"step": 10}, {"phase": "phase1", "step": 40}])
+def test_an_evaluation_from_before_the_end_is_not_comparable(fake_run, told):
+    ours, other = fake_run("a", [0.9]), fake_run("c", [0.8], lambda_adv=0.0)
+    compared = compare(ours, other)
+    compared.get(GROUP, 0, "control").metrics["test"] |= {"phase": "phase2", "step": 40}
+    assert compared.unfair(GROUP, "control", "test") == []
+    early = {"phase": "phase2"} | told
+    for kind in "test", "test-best":  # the best checkpoint may be of any step
+        compared.get(GROUP, 0, "adversarial").metrics[kind] |= early
+    (problem,) = compared.unfair(GROUP, "control", "test")
+    says = f"{early['step']} of {early['phase']}, not 40 of phase2"
+    assert problem == f"evaluated step ({ours}: {says})"
+    assert compared.unfair(GROUP, "control", "test-best") == []
+
+
+def test_counts_of_another_evaluation_are_refused(fake_run):
+    ours, other = fake_run("a", [0.9]), fake_run("b", [0.8], seed=1)
+    place = pathlib.Path("eval", "test", "per_image.npz")
+    pathlib.Path(ours, place).write_bytes(pathlib.Path(other, place).read_bytes())
+    with pytest.raises(ValueError, match="do not add up .* evaluate the run again"):
+        read_result(ours)
+
+
+def test_a_class_that_no_truth_has_makes_no_difference(fake_run):
+    """One pixel of it would take a third off the mean of one run, by eq. 8."""
+    ours, other = fake_run("a", [0.9] * 2), fake_run("c", [0.9] * 2, lambda_adv=0.0)
+    compared = compare(ours, other)
+    for role, wrong in (("adversarial", 1), ("control", 0)):
+        result = compared.get(GROUP, 0, role)
+        matrix = np.array([[90 - wrong, 10, wrong], [0, 100, 0], [0, 0, 0]])
+        result.counts["test"].counts["confusion"][:] = matrix
+        result.metrics["test"] |= {
+            "miou": metrics.mean_iou(2 * matrix),
+            "confusion_matrix": (2 * matrix).tolist(),
+        }
+    (gain,) = compared.gains(GROUP, "control", "test")
+    assert -1 < gain.points < 0  # of 100 true pixels one is lost
+    assert gain.interval == pytest.approx((gain.points, gain.points))
+
+
+@pytest.mark.parametrize("labelled", [1, 2])
+def test_an_interval_needs_two_images(labelled):
+    ours, other = images(0.9, 0.7), images(0.5, 0.6)
+    for each in ours, other:
+        each.counts["confusion"][labelled:] = 0
+    found = comparison.interval(ours, other)
+    assert (found is None) == (labelled < 2)
+
+
 def test_two_runs_of_one_place_are_refused(fake_run):
     with pytest.raises(ValueError, match="are both the adversarial run of camvid"):
         compare(fake_run("a", [0.9]), fake_run("b", [0.8]))
@@ -255,7 +325,7 @@ def test_images_are_chosen_by_rule():
     assert chosen["largest gain"][1] > 0 > chosen["largest loss"][1]
 
 
-def test_ties_go_to_the_first_name():
+def test_ties_go_to_the_first_name_and_of_the_loss_to_the_last():
     same = images(0.5, 0.5, 0.5)
     chosen = comparison.telling_images(same, same)
     assert [name for name, _ in chosen.values()] == ["image0", "image1", "image2"]

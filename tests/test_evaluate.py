@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ss_gan_tf import evaluate, inference, measures, metrics
+from ss_gan_tf.per_image import PerImage
 
 NAMES = ("road", "sky", "tree", "car")
 MEAN = 120.0
@@ -369,3 +370,17 @@ def test_threads_follow_devices_and_cores(monkeypatch):
     for cores, devices, threads in ((2, 1, 2), (None, 1, 2), (16, 1, 4), (64, 8, 32)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert evaluate._num_threads(devices) == threads
+
+
+def test_figures_never_stand_beside_counts_of_another_evaluation(tmp_path, monkeypatch):
+    images = PerImage(("a",), ("x", "y"), {"confusion": np.ones((1, 2, 2), int)})
+    evaluate.write_evaluation({"miou": 0.5}, images, str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["metrics.json", "per_image.npz"]
+    write = evaluate.write_metrics
+    monkeypatch.setattr(evaluate, "write_metrics", lambda *_: 1 / 0)  # is stopped
+    with pytest.raises(ZeroDivisionError):
+        evaluate.write_evaluation({"miou": 0.6}, images, str(tmp_path))
+    assert os.listdir(tmp_path) == ["per_image.npz"]
+    monkeypatch.setattr(evaluate, "write_metrics", write)
+    evaluate.write_evaluation({"miou": 0.6}, images, str(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.6}

@@ -38,6 +38,16 @@ def test_iou_by_hand():
     assert metrics.pixel_accuracy(matrix) == pytest.approx(2 / 5)
 
 
+def test_the_mean_over_true_classes_by_hand():
+    # 8 of 9 and 3 of 4 right; class 2 is predicted once and never true.
+    matrix = np.array([[8, 0, 1], [1, 3, 0], [0, 0, 0]])
+    iou = 8 / 10, 3 / 4
+    assert metrics.mean_iou(matrix) == pytest.approx(sum(iou) / 3)
+    assert metrics.mean_iou_of_true(matrix) == pytest.approx(sum(iou) / 2)
+    both = np.stack([matrix, np.zeros((3, 3), int)])
+    np.testing.assert_allclose(metrics.mean_iou_of_true(both), [sum(iou) / 2, np.nan])
+
+
 def test_random_maps_agree_with_sets_of_pixels():
     rng = np.random.default_rng(0)
     label = rng.choice([0, 1, 2, 3, 4, 255], size=(37, 53))

@@ -21,8 +21,8 @@ MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
         "backbones", "checkpoints", "config", "evaluate", "export", "guard",
-        "input_pipeline", "machine", "per_image", "preflight", "profiling",
-        "replicas", "run_state", "stages", "summaries", "validation", "workers",
+        "input_pipeline", "machine", "preflight", "profiling", "replicas",
+        "run_state", "stages", "summaries", "validation", "workers",
     },
     "preflight": {
         "checkpoints", "config", "config_rules", "input_pipeline", "resources",

@@ -93,8 +93,16 @@ def test_without_validation_nothing_is_chosen(make):
 
 
 def test_an_unfair_variant_gets_no_conclusion(make):
-    blocks = variants.tables(make(adversarial=[0.8], unfair=[0.9]))
-    assert blocks[1].text.endswith("the runs differ in crop_size too.")
+    made = make(adversarial=[0.8], unfair=[0.9])
+    table, sentence = variants.tables(made)
+    assert [row[0] for row in table.rows] == ["adversarial", "unfair (not comparable)"]
+    assert sentence.text.startswith("Chosen on val: adversarial.")
+    arm = made.compared.get(made.groups[0], 0, "adversarial")
+    arm.metrics["test"]["flip"] = True  # there alone
+    sentence = variants.tables(made)[-1]
+    assert sentence.text.endswith(
+        "Not comparable, the runs differ in evaluation flip too."
+    )
 
 
 def guard(made, role, *actions, seed=0):

@@ -17,7 +17,7 @@ from ss_gan_tf import (
     summaries,
 )
 from ss_gan_tf.config import BOOKKEEPING
-from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.evaluate import write_evaluation
 from ss_gan_tf.input_pipeline import open_dataset
 
 
@@ -185,11 +185,11 @@ def _write_figures(run, record, data, settings, place, folder) -> dict[str, Any]
                 "step": step,
             }
             target = os.path.join(folder, "eval", key)
-            per_image.write_per_image(images, os.path.join(target, "per_image.npz"))
+            os.makedirs(target, exist_ok=True)
             if os.path.exists(f"{place}--{key}.ids.npz"):
                 shutil.copyfile(
                     f"{place}--{key}.ids.npz", os.path.join(target, panels.CLASS_IDS)
                 )
-            write_metrics(figures, os.path.join(target, "metrics.json"))
+            write_evaluation(figures, images, target)
             metrics[key] = results.read_metrics(folder, key)
     return metrics
