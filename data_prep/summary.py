@@ -184,7 +184,9 @@ def to_text(summary: dict[str, Any]) -> str:
 
 def _oddities(split: str, count: SplitCount, class_names: Sequence[str], facts):
     absent = [name for i, name in enumerate(class_names) if not count.pixels[i]]
-    if absent and len(absent) < len(class_names):
+    if len(absent) == len(class_names) and count.examples:
+        yield f"{split}: no pixel has a class"
+    elif absent:
         yield f"{split}: no pixel of {', '.join(absent)}"
     if facts and facts.image_size and count.examples:
         height, width = facts.image_size

@@ -14,6 +14,7 @@ split without labels then has no figures.
 """
 
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -130,6 +131,8 @@ def evaluate_run(
     kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
     if asked.eval_mode != own.eval_mode:
         kind += f"-{asked.eval_mode}"
+    if not run.knows_as_its_data(prepared.origin):
+        kind += f"-data{hashlib.sha256(prepared.origin.encode()).hexdigest()[:8]}"
     if asked.eval_overlap != own.eval_overlap:
         kind += f"-overlap{asked.eval_overlap:g}"
     if asked.eval_scales != own.eval_scales:

@@ -18,6 +18,7 @@ from ss_gan_tf import config_rules
 from ss_gan_tf.config import CHOICES, PRESETS, Config
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # they are the programs' own: --help lists them
 
 # Fields that were switches: --NAME is on, --noNAME off, true and false are understood.
 SWITCHES = ("jit_compile",)

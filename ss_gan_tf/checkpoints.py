@@ -43,7 +43,16 @@ class Run:
     class_names: tuple[str, ...]
     class_colors: tuple[tuple[int, int, int], ...]  # RGB
     ignore_label: int
-    provenance: dict  # versions, weights file, parameter counts
+    provenance: dict  # versions, weights file, parameter counts, data_origin
+
+    def knows_as_its_data(self, origin: str) -> bool:
+        """Whether data of this fingerprint may be what the run was trained on."""
+        own = self.provenance.get("data_origin") or ""
+        if not own or not origin:  # not told once
+            return True
+        # Sizes+texts; sizes alone once.
+        pair = own.split("+"), origin.split("+")
+        return all(map(str.__eq__, *pair))
 
 
 def write_run(run: Run):
@@ -117,6 +126,7 @@ def check_same_run(
     config: Config,
     class_names: tuple[str, ...],
     may_differ: Sequence[str] = BOOKKEEPING + EXECUTION,
+    origin: str = "",
 ):
     """Refuses to continue another run in its folder.
 
@@ -125,10 +135,11 @@ def check_same_run(
         config: of the run that is to go on there.
         class_names: of its data set.
         may_differ: fields that do not count.
+        origin: of its data set.
 
     Raises:
-        ValueError: the folder holds a run of other classes or other settings; the
-            message names each with both values.
+        ValueError: the folder holds a run of other classes, other data or other
+            settings; the message names each with both values.
     """
     old = read_run(workdir)
     if old.class_names != tuple(class_names):
@@ -136,6 +147,12 @@ def check_same_run(
             f"{workdir}: holds a run with {len(old.class_names)} classes "
             f"{list(old.class_names)}, the data set has {len(class_names)} "
             f"{list(class_names)}; choose another --workdir"
+        )
+    if not old.knows_as_its_data(origin):
+        raise ValueError(
+            f"{workdir}: holds a run on {config.dataset} as it is in {old.data_dir}; "
+            "what is in this --data_dir was prepared from other files; choose another "
+            "--workdir"
         )
     pair = (with_start(each, workdir) for each in (old.config, config))
     found = differences(*pair, ignored=may_differ)

@@ -321,7 +321,7 @@ def conclude(gains: Sequence[Gain], against: str) -> str:
     """What may be said, by rules that do not look at the runs.
 
     - No pair of runs: not measured.
-    - One seed: a lead, not a result, whatever its interval says.
+    - One seed: a lead, not a result, and none if its interval holds 0.
     - The interval over images excludes 0 on the same side for every seed, and so does
       Student's interval of the mean over seeds: a gain, or a loss.
     - Otherwise: no difference shown.
@@ -338,6 +338,10 @@ def conclude(gains: Sequence[Gain], against: str) -> str:
     seeds = seed_spread([gain.points for gain in gains])
     mean = f"{seeds.mean:+.2f} points"
     if seeds.num_pairs == 1:
+        low, high = gains[0].interval or (1.0, 1.0)
+        if low <= 0 <= high:
+            mean = f"{mean}, one seed, whose interval over images holds 0"
+            return f"Against {against}: no difference shown ({mean})."
         return f"Against {against}: a lead, not a result ({mean}, one seed)."
     span = f"{seeds.low:+.2f} to {seeds.high:+.2f}"
     figures = f"{mean}, 95 % interval over {seeds.num_pairs} seeds {span}"

@@ -127,6 +127,8 @@ def unused(config: Any) -> dict[str, str]:
         if config.placebo == "frozen_adversary":
             rates = ("adversary_lr", "adversary_optimizer", "adversary_warmup_steps")
             because("placebo=frozen_adversary never trains A", *rates)
+    if config.eval_mode == "whole":
+        because("eval_mode=whole has no windows", "eval_window", "eval_overlap")
     if not config.uses_phase2:
         because(f"arm={config.arm} has no phase 2 to go back in", *GUARD)
     elif config.placebo != "none":

@@ -69,6 +69,7 @@ class PreparedDataset:
         partial: Whether it lacks images of the complete data set: its figures are
             not comparable with published ones.
         unlabelled_splits: Splits of images alone; every pixel of them is ignored.
+        origin: Fingerprint of what it was prepared from; empty: not known.
     """
 
     name: str
@@ -79,6 +80,7 @@ class PreparedDataset:
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False, compare=False)
     partial: bool = False
     unlabelled_splits: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -156,6 +158,7 @@ def open_dataset(dataset: str, data_dir: str) -> PreparedDataset:
         builder=builder,
         partial=bool(facts.get("partial")),
         unlabelled_splits=tuple(facts.get("unlabelled_splits", ())),
+        origin=str(facts.get("origin") or ""),
     )
 
 

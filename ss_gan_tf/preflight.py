@@ -29,9 +29,11 @@ def check(
 
     Raises:
         FileNotFoundError: the weights, or the run to start from, are missing.
-        ValueError: the run to start from has other classes or another network, or the
-            run does not fit on the disk or, by far, into the memory.
+        ValueError: the run to start from has other classes or another network, RUN is
+            the data's folder, a split has no labelled pixel, or the run does not fit
+            on the disk or, by far, into the memory.
     """
+    _check_data(config, data, workdir)
     for text in config_rules.unwise(config, _largest_image(data, config.train_split)):
         _LOG.warning(text)
     if config.precision == "mixed_float16" and not _has_gpu():
@@ -41,6 +43,23 @@ def check(
     if not resumes:
         _check_start(config, data)
     _check_room(config, workdir)
+
+
+def _check_data(config: Config, data: PreparedDataset, workdir: str):
+    folder = os.path.realpath(data.builder.data_dir)  # DATA/NAME/VERSION
+    folders = folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))
+    if os.path.realpath(workdir) in folders:
+        raise ValueError(
+            f"workdir={workdir}: is the data's folder; a run needs one of its own"
+        )
+    for field in ("train_split", "val_split"):
+        split = getattr(config, field)
+        pixels = _summary_of(data, split).get("class_pixels")
+        if pixels and not any(pixels):
+            raise ValueError(
+                f"{field}={split}: not one pixel has a class of {config.dataset}; look "
+                "at its masks with data_prep.browse"
+            )
 
 
 def _check_start(config: Config, data: PreparedDataset):
@@ -117,9 +136,18 @@ def _check_fits(
 
 def _largest_image(data: PreparedDataset, split: str) -> tuple[int, int] | None:
     """Greatest (H, W) of a split, from the summary beside the data; None without."""
+    count = _summary_of(data, split)
+    try:
+        return int(count["height"][1]), int(count["width"][1])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _summary_of(data: PreparedDataset, split: str) -> dict:
+    """What the summary beside the data says of a split; empty without."""
     try:
         summary = strict_json.read(os.path.join(data.builder.data_dir, "summary.json"))
         count = summary["splits"][split]
-        return int(count["height"][1]), int(count["width"][1])
     except (OSError, ValueError, LookupError, TypeError):
-        return None
+        return {}
+    return count if isinstance(count, dict) else {}

@@ -113,7 +113,9 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     # --- Models and optimizers -----------------------------------------------
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
-        checkpoints.check_same_run(workdir, config, data.class_names)
+        checkpoints.check_same_run(
+            workdir, config, data.class_names, origin=data.origin
+        )
     else:
         checkpoints.make_way(workdir, config, data.class_names)
     preflight.check(config, data, workdir, resumes=resumes)
@@ -310,7 +312,8 @@ class _Training:
         self.state.last_validation = (stage.name, step, metrics)
         at = stage.first_step + step
         miou = metrics["miou"] or 0.0  # None where no pixel is labelled
-        _LOG.info("%s step %d: val mIoU %.2f %%", stage.name, step, 100 * miou)
+        told = "-" if metrics["miou"] is None else f"{miou:.2%}"
+        _LOG.info("%s step %d: val mIoU %s", stage.name, step, told)
         self.writer.validation(at, metrics)
         self.writer.pictures(at, self.validation.pictures())
         is_best = miou > self.state.best[stage.name]["miou"]
@@ -431,6 +434,7 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             ignore_label=data.ignore_label,
             provenance={
                 "weights": weights,
+                "data_origin": data.origin,
                 "execution": _execution(config),
                 "machines": [describe_machine()],
                 "versions": {

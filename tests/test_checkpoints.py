@@ -1,5 +1,6 @@
 """A run's folder: written, read back, refused where it is not the same run."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -124,6 +125,37 @@ def test_other_classes_are_refused_bookkeeping_and_execution_are_not(
     )
     with pytest.raises(ValueError, match="7 classes.*has 2"):
         checkpoints.check_same_run(tiny_run, tiny_config, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "now", "same"),
+    [
+        ("a+b", "a+b", True),
+        ("a+b", "a+c", False),  # a corrected list
+        ("a+b", "c+b", False),
+        ("a", "a+b", True),  # texts were not looked at once
+        ("a+b", "", True),  # nor was the origin kept
+        ("scenes 3", "scenes 4", False),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(
+    tiny_run, tiny_config, tmp_path, trained_on, now, same
+):
+    workdir = str(tmp_path / "run")
+    shutil.copytree(tiny_run, workdir)
+    run = checkpoints.read_run(workdir)
+    told = run.provenance | {"data_origin": trained_on}
+    checkpoints.write_run(dataclasses.replace(run, provenance=told))
+    expected = contextlib.nullcontext()
+    if not same:
+        expected = pytest.raises(ValueError, match="was prepared from other files")
+    with expected:
+        checkpoints.check_same_run(workdir, tiny_config, run.class_names, origin=now)
+
+
+def test_a_run_tells_what_its_data_was_prepared_from(tiny_run):
+    told = checkpoints.read_run(tiny_run).provenance["data_origin"]
+    assert told.startswith("scenes ")
 
 
 def test_start_from_a_run_or_from_one_of_its_checkpoints(tiny_run, tiny_config):

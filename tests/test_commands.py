@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def test_best_and_parts_keep_their_own_files(workdir):
     assert best["checkpoint"] == "best/phase2/ckpt-1"
     assert np.array(best["confusion_matrix"])[:, 3].sum() == best["num_pixels"]
     assert (last["num_images"], first["num_images"]) == (3, 1)
+
+
+def test_figures_on_other_data_do_not_replace_the_runs_own(workdir, tmp_path):
+    workdir = shutil.copytree(workdir, str(tmp_path / "run"))
+    path = os.path.join(workdir, "run.json")
+    with open(path) as file:
+        told = json.load(file)
+    places = []
+    for origin in ("", "another 1", "another 2"):
+        told["provenance"]["data_origin"] = origin
+        with open(path, "w") as file:
+            json.dump(told, file)
+        _, metrics = evaluate_run(workdir, split="val", limit=1)
+        places.append(os.path.basename(os.path.dirname(metrics)))
+    assert places[0] == "val-first1"
+    # Named after the data, not after the run's.
+    assert re.fullmatch("val-first1-data[0-9a-f]{8}", places[1])
+    assert places[2] == places[1]
 
 
 def test_settings_override_the_runs_own(workdir):

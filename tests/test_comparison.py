@@ -28,6 +28,7 @@ def compare(*workdirs):
     [
         ([], "not measured"),
         ([Gain(0, 3.0, (2.0, 4.0))], "a lead, not a result"),
+        ([Gain(0, 0.2, (-5.0, 3.1))], "no difference shown"),
         ([Gain(0, -3.0, None)], "a lead, not a result"),
         # Mean 2, s = 0.1, t of 2 degrees 4.30: 4.30 * 0.1 / sqrt(3) = 0.25.
         ([Gain(0, 1.9, (1.0, 3.0)), Gain(1, 2.0, (0.1, 4.0)), Gain(2, 2.1, (1, 3))],

@@ -146,6 +146,32 @@ def test_guard_and_average_are_counted(
     assert (settings["guarded"], settings["average"]) == (guarded, average)
 
 
+@pytest.mark.parametrize("field", ["train_split", "val_split"])
+def test_a_split_without_a_labelled_pixel_is_refused(data, tmp_path, room, field):
+    room()
+    folder = tmp_path / "data" / "synthetic" / "1.0.0"
+    shutil.copytree(data.builder.data_dir, folder)
+    told = json.loads((folder / "summary.json").read_text())
+    split = {"train_split": "train", "val_split": "val"}[field]
+    told["splits"][split]["class_pixels"] = [0] * data.num_classes
+    (folder / "summary.json").write_text(json.dumps(told))
+    empty = dataclasses.replace(data, builder=types.SimpleNamespace(data_dir=folder))
+    config = Config(backbone_weights="none")
+    with pytest.raises(ValueError, match=f"^{field}={split}: not one pixel"):
+        preflight.check(config, empty, str(tmp_path))
+    (folder / "summary.json").unlink()  # is not needed
+    preflight.check(config, empty, str(tmp_path))
+
+
+def test_a_run_does_not_go_into_the_datas_folder(data, tiny_data, tmp_path, room):
+    room()
+    config = Config(backbone_weights="none")
+    version = Path(data.builder.data_dir)
+    for folder in (tiny_data, version.parent, version):
+        with pytest.raises(ValueError, match="is the data's folder"):
+            preflight.check(config, data, str(folder))
+
+
 def test_the_origin_is_looked_at_before_anything_is_built(
     tiny_run, tiny_data, tiny_config, tmp_path, nothing_is_built
 ):
@@ -235,4 +261,4 @@ def test_data_without_a_summary_will_do(tmp_path, room, text):
         (tmp_path / "summary.json").write_text(text)
     builder = types.SimpleNamespace(data_dir=str(tmp_path))
     data = types.SimpleNamespace(builder=builder, class_names=("a",))
-    preflight.check(Config(backbone_weights="none"), data, str(tmp_path))
+    preflight.check(Config(backbone_weights="none"), data, str(tmp_path / "run"))

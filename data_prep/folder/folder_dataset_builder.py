@@ -166,10 +166,10 @@ def check_split_name(where: str, split: str) -> None:
     Raises:
         SourceError: `split` is not a word, or is "all".
     """
-    if not re.fullmatch(r"\w+", split) or split == "all":
+    if not re.fullmatch(r"\w+", split, re.ASCII) or split == "all":
         raise SourceError(
-            f"{where}: a split is named by letters, digits and underscores, and not "
-            "'all'."
+            f"{where}: a split is named by the letters a to z, digits and "
+            "underscores, and not 'all'."
         )
 
 

@@ -176,7 +176,7 @@ def test_split_on_one_side_only(source, there, missing):
     fails(f"{source / missing / 'test'} is missing", find_splits, source)
 
 
-@pytest.mark.parametrize("split", ["my-split", "all"])
+@pytest.mark.parametrize("split", ["my-split", "all", "prüfung"])
 def test_split_name(source, split):
     for kind in ("images", "labels"):
         (source / kind / split).mkdir()

@@ -1,5 +1,6 @@
 """Counts of examples, pixels and sizes, and what is held against known figures."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -71,3 +72,9 @@ def test_known_figures(count):
     assert "train: 2 examples (of 367)" in text
     assert "PARTIAL: images of the complete data set are missing" in text
     assert "note: train: images are known to be 480 x 360 pixels" in text
+
+
+def test_a_split_without_a_class_is_noted(count):
+    empty = dataclasses.replace(count, pixels=np.zeros_like(count.pixels))
+    result = summarize("mine", NAMES, {"val": empty}, partial=False)
+    assert result["notes"] == ["val: no pixel has a class"]

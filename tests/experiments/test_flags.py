@@ -1,6 +1,8 @@
 """One flag per Config field; explicit flags win over the preset."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -50,6 +52,30 @@ def test_explicit_flags_win_over_the_preset(parse):
     config, _ = parse("--preset=recommended", "--gradient_ratio=0.25", "--noflip")
     expected = PRESETS["recommended"] | {"gradient_ratio": 0.25, "flip": False}
     assert config == Config(**expected)
+
+
+def test_help_lists_every_field():
+    # --help shows the key flags of the program, which are those that it defines.
+    said = subprocess.run(
+        [sys.executable, "-m", "experiments.train", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name}:" in said or f"--[no]{field.name}:" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--dataset=camvid", "--eval_window=100"),
+        ("--eval_mode=whole", "--eval_overlap=0.5"),
+    ],
+)
+def test_what_a_run_does_not_read_is_refused(parse, arguments):
+    with pytest.raises(ValueError, match=arguments[-1].strip("-").split("=")[0]):
+        parse(*arguments)
 
 
 def test_lists_of_rates(parse):
