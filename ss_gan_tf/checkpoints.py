@@ -50,9 +50,9 @@ class Run:
         own = self.provenance.get("data_origin") or ""
         if not own or not origin:  # not told once
             return True
-        # Sizes+texts; sizes alone once.
-        pair = own.split("+"), origin.split("+")
-        return all(map(str.__eq__, *pair))
+        # Sizes+texts; sizes alone once, which are all that is compared then.
+        parts = zip(own.split("+"), origin.split("+"), strict=False)
+        return all(ours == others for ours, others in parts)
 
 
 def write_run(run: Run):
@@ -164,7 +164,9 @@ def check_same_run(
         raise ValueError(f"{workdir}: holds a run with other settings ({told}); {hint}")
 
 
-def make_way(workdir: str, config: Config, class_names: tuple[str, ...]):
+def make_way(
+    workdir: str, config: Config, class_names: tuple[str, ...], origin: str = ""
+):
     """Prepares a folder without a state for a run from the start.
 
     What this very run left there before its first state is removed: its `best` would
@@ -185,7 +187,7 @@ def make_way(workdir: str, config: Config, class_names: tuple[str, ...]):
         )
     if left:
         may_differ = BOOKKEEPING + EXECUTION + EVALUATION  # nothing to compare with yet
-        check_same_run(workdir, config, class_names, may_differ)
+        check_same_run(workdir, config, class_names, may_differ, origin)
     for name in left:
         shutil.rmtree(os.path.join(workdir, name))
 

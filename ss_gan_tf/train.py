@@ -117,7 +117,7 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
             workdir, config, data.class_names, origin=data.origin
         )
     else:
-        checkpoints.make_way(workdir, config, data.class_names)
+        checkpoints.make_way(workdir, config, data.class_names, data.origin)
     preflight.check(config, data, workdir, resumes=resumes)
     with strategy.scope():
         networks, weights = stages.create_networks(

@@ -10,22 +10,22 @@ from ss_gan_tf.words import DASH, interval, signed, slug
 
 
 def choose(
-    gains: Mapping[str, Sequence[comparison.Gain]], ended: Container[str] = ()
+    gains: Mapping[str, Sequence[comparison.Gain]], left_out: Container[str] = ()
 ) -> str | None:
     """The variant to be reported, by a rule that was fixed before the runs.
 
-    Of those that the guard ended in no seed and that have the most seeds, the one with
-    the largest mean gain; of equal ones the first.
+    Of those that are not left out and have the most seeds, the one with the largest
+    mean gain; of equal ones the first.
 
     Args:
         gains: name -> gains on the split that is chosen on.
-        ended: names of those that are left out: their weights are phase 1's in a seed,
-            by the guard, or they cannot be compared.
+        left_out: names of those whose weights are phase 1's in a seed, by the guard,
+            or that cannot be compared.
 
     Returns:
-        Its name; None where nothing was measured, or all were ended.
+        Its name; None where nothing was measured, or all are left out.
     """
-    gains = {name: found for name, found in gains.items() if name not in ended}
+    gains = {name: found for name, found in gains.items() if name not in left_out}
     seeds = max(map(len, gains.values()), default=0)
     means = {
         name: seed_spread([gain.points for gain in found]).mean
@@ -95,7 +95,8 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
         )
         shown = {k: v for k, v in over_seeds.items() if k not in unfair}
         blocks += _picture(made, group, shown, ended)
-        text = _sentence(made, group, choose(gains, ended | unfair), ended)
+        chosen = choose(gains, ended | unfair)
+        text = _sentence(made, group, chosen, ended, unfair)
         blocks.append(Text(text, strong=True))
     return blocks
 
@@ -142,13 +143,13 @@ def _reach(over_seeds) -> tuple[float, float] | None:
     return None if over_seeds.num_pairs == 1 else (over_seeds.low, over_seeds.high)
 
 
-def _sentence(made, group, name, ended) -> str:
+def _sentence(made, group, name, ended, unfair) -> str:
     """What the variant that was chosen does where nothing was chosen."""
     if name is None:
-        why = f"no pair was evaluated on {made.val}"
-        if ended:
-            names = ", ".join(sorted(ended))
-            why = f"the guard ended {names}, and no other was evaluated on {made.val}"
+        left = [f"the guard ended {', '.join(sorted(ended))}"] * bool(ended)
+        left += [f"{', '.join(sorted(unfair))} cannot be compared"] * bool(unfair)
+        no = "no other" if left else "no pair"
+        why = ", and ".join([*left, f"{no} was evaluated on {made.val}"])
         return f"None can be chosen: {why}."
     guarded = made.guarded(group, name)
     return _conclusion(made, group, name) + (f" {guarded}" if guarded else "")

@@ -151,6 +151,11 @@ def test_a_run_does_not_go_on_with_other_data(
         expected = pytest.raises(ValueError, match="was prepared from other files")
     with expected:
         checkpoints.check_same_run(workdir, tiny_config, run.class_names, origin=now)
+    for name in ("eval", "export", "checkpoints"):  # `best` alone was left
+        shutil.rmtree(os.path.join(workdir, name))
+    with expected:
+        checkpoints.make_way(workdir, tiny_config, run.class_names, now)
+    assert os.path.isdir(os.path.join(workdir, "best")) == (not same)
 
 
 def test_a_run_tells_what_its_data_was_prepared_from(tiny_run):

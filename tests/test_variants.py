@@ -46,9 +46,9 @@ def test_the_largest_mean_of_those_with_all_seeds_is_chosen():
     assert variants.choose(gains) == "first"
     assert variants.choose({"loss": [Gain(0, -1.0)], "none": []}) == "loss"
     assert variants.choose({"none": []}) is None
-    assert variants.choose(gains, ended={"first", "less"}) == "equal"
-    assert variants.choose(gains, ended={"first", "equal", "less"}) == "few"
-    assert variants.choose(gains, ended=set(gains)) is None
+    assert variants.choose(gains, left_out={"first", "less"}) == "equal"
+    assert variants.choose(gains, left_out={"first", "equal", "less"}) == "few"
+    assert variants.choose(gains, left_out=set(gains)) is None
 
 
 def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
@@ -102,6 +102,14 @@ def test_an_unfair_variant_gets_no_conclusion(make):
     sentence = variants.tables(made)[-1]
     assert sentence.text.endswith(
         "Not comparable, the runs differ in evaluation flip too."
+    )
+
+
+def test_where_none_can_be_compared_none_is_chosen(make):
+    made = make(unfair=[0.9])
+    assert variants.tables(made)[-1].text == (
+        "None can be chosen: unfair cannot be compared, and no other was evaluated on "
+        "val."
     )
 
 
