@@ -10,6 +10,10 @@ be off: it leaves out losses that are not finite.
 float32-rounded is a yardstick: float32 from weights of G that were rounded to bfloat16
 once. Nothing is asked of it.
 
+torch-float32 and torch-bfloat16 (extra `peers`) are the same run with steps in PyTorch:
+whether a second implementation has the same losses, and what its bfloat16 does to them,
+which is the other yardstick. Their times are not compared: `experiments.benchmark`.
+
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.
 """
@@ -19,6 +23,7 @@ import sys
 import tensorflow as tf
 from absl import app, flags
 
+from experiments.benchmarks import peers
 from experiments.flags import (
     config_from_flags,
     define_config_flags,
@@ -65,6 +70,13 @@ def main(argv):
     keep_freed_memory()
     try:
         config = _config_from_flags()
+        make_torch_stages = None
+        if any(variant.startswith("torch") for variant in FLAGS.variants):
+            peers.require("torch")
+            from experiments.benchmarks import torch_run
+
+            torch_run.check(config)
+            make_torch_stages = torch_run.make_stages
         result = run_variants(
             config,
             FLAGS.data_dir,
@@ -72,6 +84,7 @@ def main(argv):
             FLAGS.variants,
             FLAGS.num_seeds,
             report=lambda line: print(line, file=sys.stderr, flush=True),
+            make_torch_stages=make_torch_stages,
         )
         write_metrics(result, f"{FLAGS.workdir}/numerics.json")
     except (OSError, ValueError, FloatingPointError) as error:

@@ -30,11 +30,22 @@ VARIANTS = {
     "bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
     "float32-xla": {"precision": "float32", "jit_compile": "on"},
     "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
+    "torch-float32": {"precision": "float32", "jit_compile": "off"},
+    "torch-bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
 }
+# Whose losses a variant's are held against, where that is not float32.
+REFERENCES = {"torch-bfloat16": "torch-float32"}
 CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
 # A step's loss may be off by this share of the float32 run's mean over its phase; the
-# mean over the steps by a third of it. bfloat16 has 8 bits, XLA another order of sums.
-TOLERANCES = {"bfloat16": 0.06, "float32-xla": 0.02, "bfloat16-xla": 0.06}
+# mean over the steps by a third of it. bfloat16 has 8 bits, XLA and PyTorch have
+# another order of sums. Of yardsticks nothing is asked: they show what bfloat16 does
+# to such a run where it rounds but once, and in another implementation.
+TOLERANCES = {
+    "bfloat16": 0.06,
+    "float32-xla": 0.02,
+    "bfloat16-xla": 0.06,
+    "torch-float32": 0.02,
+}
 
 
 def run_variants(
@@ -44,6 +55,7 @@ def run_variants(
     variants: Sequence[str],
     num_seeds: int = 3,
     report: Callable[[str], None] | None = None,
+    make_torch_stages: Callable | None = None,
 ) -> dict:
     """Runs float32 for every seed and each variant for the first one.
 
@@ -52,17 +64,21 @@ def run_variants(
             the seed are replaced.
         data_dir: prepared data.
         workdir: where the results of finished runs are kept.
-        variants: keys of `VARIANTS`; float32 is always run. Nothing is asked of
-            `float32-rounded`: it shows what a tolerance means there.
+        variants: keys of `VARIANTS`; float32 is always run, and what a variant is
+            held against. Nothing is asked of `float32-rounded` and `torch-bfloat16`:
+            they show what a tolerance means there.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
+        make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
+            variants of that name.
 
     Returns:
         What `compare` says.
 
     Raises:
-        ValueError: an unknown variant, a guarded run, or runs without a labelled
-            pixel; or the folder holds damaged results or those of other settings.
+        ValueError: an unknown variant, one of PyTorch without its stages, a guarded
+            run, or runs without a labelled pixel; or the folder holds damaged results
+            or those of other settings.
     """
     unknown = set(variants) - set(VARIANTS)
     if unknown:
@@ -71,15 +87,20 @@ def run_variants(
         )
     if config.guard:
         raise ValueError("guard=True: must be off, it leaves out what is not finite")
+    wanted = set(variants) | {REFERENCES[v] for v in variants if v in REFERENCES}
+    of_torch = sorted(v for v in wanted if v.startswith("torch"))
+    if of_torch and make_torch_stages is None:
+        raise ValueError(f"variants={','.join(of_torch)}: PyTorch's stages are missing")
     seeds = range(config.seed, config.seed + num_seeds)
     plan = [(REFERENCE, seed) for seed in seeds]
-    plan += [(v, config.seed) for v in VARIANTS if v in variants and v != REFERENCE]
+    plan += [(v, config.seed) for v in VARIANTS if v in wanted and v != REFERENCE]
+    makers = dict.fromkeys(of_torch, make_torch_stages) | {YARDSTICK: _rounded_stages}
     runs = {}
     for variant, seed in plan:
         changed = dataclasses.replace(
             config, **VARIANTS[variant], seed=seed, log_every=1
         )
-        make_stages = _rounded_stages if variant == YARDSTICK else stages.make_stages
+        make_stages = makers.get(variant, stages.make_stages)
         runs[variant, seed] = _run(
             changed, data_dir, os.path.join(workdir, f"{variant}-{seed}"), make_stages
         )
@@ -150,16 +171,15 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
         seed: that of the variants.
 
     Returns:
-        "rows": variant, loss, float32 (mean over the steps), largest and mean
-        (absolute differences as shares of it), tolerance, within. "miou": variant,
-        value, difference (from float32), within; "spread" is the largest less the
-        smallest mIoU of the float32 runs. Tolerance and within are None for
-        `float32-rounded`.
+        "rows": variant, loss, float32 (mean over the steps of the run that the
+        variant is held against), largest and mean (absolute differences as shares of
+        it), tolerance, within. "miou": variant, value, difference, within; "spread" is
+        the largest less the smallest mIoU of the float32 runs. Tolerance and within
+        are None for yardsticks.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
     """
-    reference = runs[REFERENCE, seed]
     of_seeds = [
         run["miou"] for (variant, _), run in runs.items() if variant == REFERENCE
     ]
@@ -168,7 +188,8 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
     for (variant, _), run in runs.items():
         if variant == REFERENCE:
             continue
-        tolerance = TOLERANCES.get(variant)  # None: the yardstick's
+        tolerance = TOLERANCES.get(variant)  # None: a yardstick's
+        reference = runs[REFERENCES.get(variant, REFERENCE), seed]
         if _lengths(run) != _lengths(reference):
             raise ValueError(
                 f"{variant}: losses of the steps {_lengths(run)}, float32's are "

@@ -237,3 +237,37 @@ def test_the_exit_code_is_that_of_the_variants(monkeypatch, tmp_path, off, code)
             program.main([""])
         assert exit_.value.code == code
     assert (tmp_path / "numerics.json").exists()
+
+
+def test_a_second_implementations_bfloat16_is_held_against_its_own_float32():
+    runs = {
+        ("float32", 0): run(1.0, 1.0, miou=0.5),
+        ("torch-float32", 0): run(1.01, 1.0, miou=0.5),
+        ("torch-bfloat16", 0): run(1.21, 1.0, miou=0.6),
+    }
+    result = numerics.compare(runs, 0)
+    ours, theirs = result["rows"]
+    assert ours["within"] is True and ours["tolerance"] == 0.02
+    assert theirs["float32"] == pytest.approx(1.005)
+    assert theirs["largest"] == pytest.approx(0.2 / 1.005)
+    assert theirs["within"] is None  # a yardstick
+    assert result["miou"][1]["difference"] == pytest.approx(0.1)
+
+
+def test_what_a_variant_is_held_against_runs_too(monkeypatch, tmp_path):
+    made = []
+
+    def train(config, data_dir, workdir, progress, make_stages):
+        made.append((config.precision, make_stages))
+        (tmp_path / workdir).mkdir(parents=True)
+        progress("phase1", 1, 1, {"loss/mce": 1.0})
+        return {"miou": 0.5}
+
+    monkeypatch.setattr(numerics, "train", train)
+    given = (Config(), "DATA", str(tmp_path), ["torch-bfloat16"], 2)
+    with pytest.raises(ValueError, match="torch-bfloat16,torch-float32: PyTorch's"):
+        numerics.run_variants(*given)
+    assert not made
+    numerics.run_variants(*given, make_torch_stages=print)
+    assert made[2:] == [("float32", print), ("mixed_bfloat16", print)]
+    assert all(maker is not print for _, maker in made[:2])

@@ -45,9 +45,9 @@ class VGG16(nn.Module):
 class FCN8s(VGG16):
     """VGG16 with fc6 and fc7 as convolutions, fused with pool4 and pool3."""
 
-    def __init__(self, num_classes, width=1.0, dropout=0.5):
+    def __init__(self, num_classes, width=1.0, dropout=0.5, fc_filters=4096):
         super().__init__(width)
-        hidden = scaled(4096, width)
+        hidden = scaled(fc_filters, width)
         self.fc6 = nn.Conv2d(self.channels[4], hidden, 7, padding=3)
         self.fc7 = nn.Conv2d(hidden, hidden, 1)
         self.fc7_score = nn.Conv2d(hidden, num_classes, 1)
@@ -246,10 +246,10 @@ def _area_weights(n, m):
 # --- Building and filling ----------------------------------------------------
 
 
-def build_generator(backbone, num_classes, width=1.0, dropout=0.5):
+def build_generator(backbone, num_classes, width=1.0, dropout=0.5, fc_filters=4096):
     """G of an arm in training mode, channels last."""
     model = (
-        FCN8s(num_classes, width, dropout)
+        FCN8s(num_classes, width, dropout, fc_filters)
         if backbone == "vgg16"
         else ResNet50ASPP(num_classes, width)
     )
@@ -275,9 +275,29 @@ def copy_weights(keras_model, module):
     Raises:
         ValueError: a layer or a weight has no partner, or another shape.
     """
+    for layer, places in _partners(keras_model, module):
+        for place, weight in zip(places, layer.get_weights(), strict=True):
+            tensor = _turned(torch.from_numpy(weight), to_keras=False)
+            if place.shape != tensor.shape:
+                raise ValueError(
+                    f"{layer.name}: {tuple(tensor.shape)}, {tuple(place.shape)}"
+                )
+            place.data.copy_(tensor)
+
+
+def copy_weights_back(module, keras_model):
+    """Inverse of `copy_weights`."""
+    for layer, places in _partners(keras_model, module):
+        layer.set_weights(
+            [_turned(place.detach(), to_keras=True).numpy() for place in places]
+        )
+
+
+def _partners(keras_model, module):
+    """(Keras layer, the module's tensors in the order of its weights) by name."""
     # A dropout layer's only weight is the state of its random numbers.
     ours = {
-        layer.name: layer.get_weights()
+        layer.name: layer
         for layer in keras_model.layers
         if layer.weights and not layer.name.endswith("dropout")
     }
@@ -289,14 +309,15 @@ def copy_weights(keras_model, module):
     if set(ours) != set(theirs):
         raise ValueError(f"layers without a partner: {sorted(set(ours) ^ set(theirs))}")
     for name, part in theirs.items():
-        tensors = [torch.from_numpy(weight) for weight in ours[name]]
-        if tensors[0].ndim == 4:  # k k in out; a transposed one is k k out in
-            tensors[0] = tensors[0].permute(3, 2, 0, 1)
         places = [part.weight, part.bias]
         if isinstance(part, nn.BatchNorm2d):
             places += [part.running_mean, part.running_var]
-        places = [place for place in places if place is not None]
-        for place, tensor in zip(places, tensors, strict=True):
-            if place.shape != tensor.shape:
-                raise ValueError(f"{name}: {tuple(tensor.shape)}, {tuple(place.shape)}")
-            place.data.copy_(tensor)
+        yield ours[name], [place for place in places if place is not None]
+
+
+def _turned(tensor, to_keras):
+    """A kernel's axes in the other library's order, others as they are."""
+    if tensor.ndim != 4:
+        return tensor
+    # Keras: k k in out; a transposed one is k k out in, and turned alike.
+    return tensor.permute(2, 3, 1, 0) if to_keras else tensor.permute(3, 2, 0, 1)

@@ -40,49 +40,100 @@ def make_adversarial_step(
     lambda_adv=1e-2,
     ignore_label=255,
     bfloat16=False,
+    adversarial_form="saturating",
+    gradient_ratio=None,
+    lambda_max=100.0,
 ):
-    """One update of A (eq. 6), then one of G (eq. 3, saturating)."""
+    """One update of A (eq. 6), then one of G (eq. 3)."""
     weights = list(adversary.parameters())
+    update_adversary = _make_adversary_update(
+        adversary, extractor, adversary_optimizer, epsilon, ignore_label, bfloat16
+    )
 
     def step(image, label):
         with _precision(bfloat16, image.device.type):
             logits = generator(image)
-        with torch.no_grad(), _precision(bfloat16, image.device.type):
-            features = extractor(image)
 
         # --- A: eq. 6 --------------------------------------------------------
-        adversary_optimizer.zero_grad(set_to_none=True)
-        probs = logits.detach().softmax(1)
-        real = real_map(probs, label, epsilon, ignore_label)
-        with _precision(bfloat16, image.device.type):
-            on_real, on_fake = adversary(real, features), adversary(probs, features)
-        valid = valid_cells(label, ignore_label, on_real)
-        loss_d = bce(1.0, on_real, valid) + bce(0.0, on_fake, valid)
-        loss_d.backward()
-        adversary_optimizer.step()
+        loss_d, valid, features = update_adversary(image, label, logits.detach())
 
         # --- G: eq. 3 --------------------------------------------------------
         generator_optimizer.zero_grad(set_to_none=True)
         # A's own gradient is not wanted here, and its kernels are left out.
         for weight in weights:
             weight.requires_grad_(False)
-        segmentation = segmentation_loss(logits, label, ignore_label)
-        u = logits.softmax(1)
+        at_logits = logits.detach().requires_grad_()
+        segmentation = segmentation_loss(at_logits, label, ignore_label)
+        u = at_logits.softmax(1)
         fake = torch.where((label != ignore_label)[:, None], u, u.detach())
         with _precision(bfloat16, image.device.type):
             verdicts = adversary(fake, features)
-        adversarial = -bce(0.0, verdicts, valid)
-        (segmentation + lambda_adv * adversarial).backward()
+        if adversarial_form == "saturating":
+            adversarial = -bce(0.0, verdicts, valid)
+        else:
+            adversarial = bce(1.0, verdicts, valid)
+        (to_truth,) = torch.autograd.grad(segmentation, at_logits)
+        (to_adversary,) = torch.autograd.grad(adversarial, at_logits)
+        weight_of_a = lambda_adv
+        if gradient_ratio is not None:
+            wanted = gradient_ratio * to_truth.norm() / to_adversary.norm()
+            weight_of_a = wanted.clamp(max=lambda_max)
+        logits.backward(to_truth + weight_of_a * to_adversary)
         generator_optimizer.step()
         for weight in weights:
             weight.requires_grad_(True)
         return {
             "loss/mce": segmentation.item(),
             "loss/adversarial": adversarial.item(),
+            "loss/loss_g": (segmentation + weight_of_a * adversarial).item(),
             "loss/loss_d": loss_d.item(),
         }
 
     return step
+
+
+def make_warmup_step(
+    generator,
+    adversary,
+    extractor,
+    optimizer,
+    epsilon=0.9,
+    ignore_label=255,
+    bfloat16=False,
+):
+    """A alone on eq. 6."""
+    update = _make_adversary_update(
+        adversary, extractor, optimizer, epsilon, ignore_label, bfloat16
+    )
+
+    def step(image, label):
+        with torch.no_grad(), _precision(bfloat16, image.device.type):
+            logits = generator(image)
+        return {"loss/loss_d": update(image, label, logits)[0].item()}
+
+    return step
+
+
+def _make_adversary_update(
+    adversary, extractor, optimizer, epsilon, ignore_label, bfloat16
+):
+    """(image, label, logits) -> (loss_d, labelled cells, features)."""
+
+    def update(image, label, logits):
+        with torch.no_grad(), _precision(bfloat16, image.device.type):
+            features = extractor(image)
+        optimizer.zero_grad(set_to_none=True)
+        probs = logits.softmax(1)
+        real = real_map(probs, label, epsilon, ignore_label)
+        with _precision(bfloat16, image.device.type):
+            on_real, on_fake = adversary(real, features), adversary(probs, features)
+        valid = valid_cells(label, ignore_label, on_real)
+        loss_d = bce(1.0, on_real, valid) + bce(0.0, on_fake, valid)
+        loss_d.backward()
+        optimizer.step()
+        return loss_d, valid, features
+
+    return update
 
 
 def _precision(bfloat16, device):
