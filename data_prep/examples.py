@@ -7,6 +7,7 @@ that names file, value and rule.
 """
 
 import dataclasses
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -71,6 +72,7 @@ class Example:
         height: H, pixels.
         width: W, pixels.
         histogram: [256] int64; how many pixels have which id.
+        digest: 128 bits of name, encoded image and ids.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Example:
     height: int
     width: int
     histogram: np.ndarray = dataclasses.field(compare=False)
+    digest: int = 0
 
 
 def features(class_names: Sequence[str] | None = None) -> tfds.features.FeaturesDict:
@@ -202,6 +205,10 @@ def encode_pair(
 
 def encode(name: str, image: bytes, label: np.ndarray) -> Example:
     """An example of an encoded image and an [H, W] uint8 label."""
+    # Of the ids, not of their PNG: another OpenCV may pack them otherwise.
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (name.encode(), image, repr(label.shape).encode(), label.tobytes()):
+        digest.update(len(part).to_bytes(8, "big") + part)
     return Example(
         name=name,
         image=image,
@@ -209,6 +216,7 @@ def encode(name: str, image: bytes, label: np.ndarray) -> Example:
         height=label.shape[0],
         width=label.shape[1],
         histogram=np.bincount(label.ravel(), minlength=256),
+        digest=int.from_bytes(digest.digest(), "big"),
     )
 
 

@@ -30,6 +30,8 @@ class SplitCount:
         width: Lowest and highest W, pixels.
         pixels: [256] int64; pixels of each id.
         images: [256] int64; images in which an id occurs.
+        digest: Sum of the examples' digests modulo 2^128: the same for the same
+            examples, however their source was packed.
     """
 
     examples: int = 0
@@ -41,6 +43,7 @@ class SplitCount:
     images: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(256, np.int64)
     )
+    digest: int = 0
 
     def add(self, example: Example) -> None:
         """Counts one more example."""
@@ -50,6 +53,7 @@ class SplitCount:
             width=(example.width, example.width),
             pixels=example.histogram,
             images=(example.histogram > 0).astype(np.int64),
+            digest=example.digest,
         )
         self.__dict__.update((self + one).__dict__)
 
@@ -62,6 +66,7 @@ class SplitCount:
             width=_span(self.width, other.width),
             pixels=self.pixels + other.pixels,
             images=self.images + other.images,
+            digest=(self.digest + other.digest) % 2**128,
         )
 
     def to_dict(self, num_classes: int) -> dict[str, Any]:
@@ -75,6 +80,7 @@ class SplitCount:
             "class_images": self.images[:num_classes].tolist(),
             "ignored_pixels": int(self.pixels[IGNORE_LABEL]),
             "ignored_share": int(self.pixels[IGNORE_LABEL]) / total if total else 0.0,
+            "digest": f"{self.digest:032x}",
         }
 
     @classmethod
@@ -85,6 +91,7 @@ class SplitCount:
         count.pixels[:num_classes] = stored["class_pixels"]
         count.images[:num_classes] = stored["class_images"]
         count.pixels[IGNORE_LABEL] = stored["ignored_pixels"]
+        count.digest = int(stored.get("digest", "0"), 16)  # there was none once
         return count
 
 

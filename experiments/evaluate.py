@@ -4,17 +4,16 @@ python -m experiments.evaluate --workdir=RUN --split=test
 
 The result goes to RUN/eval/SPLIT/metrics.json, with the counts of every image in
 per_image.npz beside it; of the best checkpoint to SPLIT-best, of
-the first N images to SPLIT-firstN, and with another mode, overlap or
-other scales than the run's own to SPLIT-sliding, SPLIT-overlapX, SPLIT-xSCALE-xSCALE,
-mirrored or not to SPLIT-flip or SPLIT-noflip, so that no result
-replaces one of another kind.
+the first N images to SPLIT-firstN, of other examples than the run knows under that
+name to SPLIT-dataDIGEST, and with another mode, overlap or other scales than the run's
+own to SPLIT-sliding, SPLIT-overlapX, SPLIT-xSCALE-xSCALE, mirrored or not to SPLIT-flip
+or SPLIT-noflip, so that no result replaces one of another kind.
 
 --submission=DIR also writes the predictions as the benchmark's server takes them; a
 split without labels then has no figures.
 """
 
 import dataclasses
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -131,8 +130,8 @@ def evaluate_run(
     kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
     if asked.eval_mode != own.eval_mode:
         kind += f"-{asked.eval_mode}"
-    if not run.knows_as_its_data(prepared.origin):
-        kind += f"-data{hashlib.sha256(prepared.origin.encode()).hexdigest()[:8]}"
+    if run.other_splits(prepared.digests, [split]):
+        kind += f"-data{prepared.digests[split][:8]}"
     if asked.eval_overlap != own.eval_overlap:
         kind += f"-overlap{asked.eval_overlap:g}"
     if asked.eval_scales != own.eval_scales:

@@ -114,6 +114,7 @@ def settings_from_flags() -> study.Settings:
         last_validations=FLAGS.last_validations,
         # The report's tables of outlines and granulation; training may do without.
         evaluate_flags=("--eval_metrics=full",),
+        digests=data.digests,
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from ss_gan_tf import strict_json
+from ss_gan_tf import config_rules, strict_json
 from ss_gan_tf.backbones import load_imagenet
 from ss_gan_tf.config import (
     BOOKKEEPING,
@@ -43,16 +43,28 @@ class Run:
     class_names: tuple[str, ...]
     class_colors: tuple[tuple[int, int, int], ...]  # RGB
     ignore_label: int
-    provenance: dict  # versions, weights file, parameter counts, data_origin
+    provenance: dict  # versions, weights file, parameter counts, data_digests
 
-    def knows_as_its_data(self, origin: str) -> bool:
-        """Whether data of this fingerprint may be what the run was trained on."""
-        own = self.provenance.get("data_origin") or ""
-        if not own or not origin:  # not told once
-            return True
-        # Sizes+texts; sizes alone once, which are all that is compared then.
-        parts = zip(own.split("+"), origin.split("+"), strict=False)
-        return all(ours == others for ours, others in parts)
+    @property
+    def data_digests(self) -> dict[str, str]:
+        """Split -> digest of its examples when the run began; empty: not known."""
+        return self.provenance.get("data_digests", {})
+
+    def other_splits(
+        self, digests: dict[str, str], splits: Sequence[str] | None = None
+    ) -> list[str]:
+        """Splits whose examples are not those that the run knows.
+
+        Args:
+            digests: split -> digest of data of the run's name.
+            splits: that are looked at; default: those that the run trained on and
+                was validated on.
+        """
+        if splits is None:
+            splits = dict.fromkeys((self.config.train_split, self.config.val_split))
+        own = self.data_digests
+        shared = [split for split in splits if split in own and split in digests]
+        return [split for split in shared if own[split] != digests[split]]
 
 
 def write_run(run: Run):
@@ -87,6 +99,11 @@ def read_run(workdir: str) -> Run:
             isinstance(machine, dict) for machine in machines
         ):
             raise ValueError("machines must be a list of objects")
+        digests = fields["provenance"].get("data_digests", {})
+        if not isinstance(digests, dict) or not all(
+            isinstance(digest, str) for digest in digests.values()
+        ):
+            raise ValueError("data_digests must be an object of strings")
         return Run(
             workdir=workdir,
             config=Config.from_json(json.dumps(fields["config"])),
@@ -126,7 +143,7 @@ def check_same_run(
     config: Config,
     class_names: tuple[str, ...],
     may_differ: Sequence[str] = BOOKKEEPING + EXECUTION,
-    origin: str = "",
+    digests: dict[str, str] | None = None,
 ):
     """Refuses to continue another run in its folder.
 
@@ -135,11 +152,11 @@ def check_same_run(
         config: of the run that is to go on there.
         class_names: of its data set.
         may_differ: fields that do not count.
-        origin: of its data set.
+        digests: split -> digest of its data set's examples.
 
     Raises:
-        ValueError: the folder holds a run of other classes, other data or other
-            settings; the message names each with both values.
+        ValueError: the folder holds a run of other classes, other settings or other
+            data; the message names each with both values.
     """
     old = read_run(workdir)
     if old.class_names != tuple(class_names):
@@ -148,24 +165,29 @@ def check_same_run(
             f"{list(old.class_names)}, the data set has {len(class_names)} "
             f"{list(class_names)}; choose another --workdir"
         )
-    if not old.knows_as_its_data(origin):
-        raise ValueError(
-            f"{workdir}: holds a run on {config.dataset} as it is in {old.data_dir}; "
-            "what is in this --data_dir was prepared from other files; choose another "
-            "--workdir"
-        )
+    # What neither reads may differ: it was not refused once.
+    unread = set(config_rules.unused(old.config)) & set(config_rules.unused(config))
     pair = (with_start(each, workdir) for each in (old.config, config))
-    found = differences(*pair, ignored=may_differ)
+    found = differences(*pair, ignored={*may_differ, *unread})
     if found:
         told = "; ".join(found.values())
         hint = "choose another --workdir"
         if set(found) <= set(EVALUATION):
             hint += ", or evaluate its end with experiments.evaluate"
         raise ValueError(f"{workdir}: holds a run with other settings ({told}); {hint}")
+    if other := old.other_splits(digests or {}):
+        raise ValueError(
+            f"{workdir}: holds a run on {config.dataset} whose examples of "
+            f"{' and '.join(other)} were others than those prepared now; choose "
+            "another --workdir, or prepare the data as they were"
+        )
 
 
 def make_way(
-    workdir: str, config: Config, class_names: tuple[str, ...], origin: str = ""
+    workdir: str,
+    config: Config,
+    class_names: tuple[str, ...],
+    digests: dict[str, str] | None = None,
 ):
     """Prepares a folder without a state for a run from the start.
 
@@ -187,7 +209,7 @@ def make_way(
         )
     if left:
         may_differ = BOOKKEEPING + EXECUTION + EVALUATION  # nothing to compare with yet
-        check_same_run(workdir, config, class_names, may_differ, origin)
+        check_same_run(workdir, config, class_names, may_differ, digests)
     for name in left:
         shutil.rmtree(os.path.join(workdir, name))
 

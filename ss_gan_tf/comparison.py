@@ -207,6 +207,11 @@ class Comparison:
         for pair in self._pairs(group, of, against):
             starts = (checkpoints.with_start(r.config, r.run.workdir) for r in pair)
             found += unfair_differences(*starts)
+            first, second = (result.run for result in pair)
+            if other := first.other_splits(
+                second.data_digests, [first.config.train_split]
+            ):
+                found.append(f"training data ({other[0]})")
             ours, other = (each.metrics.get(kind) for each in pair)
             found += [f"evaluated step ({why})" for why in _before_the_end(pair, kind)]
             if ours and other:
@@ -262,32 +267,42 @@ class Gain:
 
 
 def _gain(seed, ours, other, kind) -> Gain:
-    mious = [_comparable_miou(result, kind) for result in (ours, other)]
-    points = 100 * (mious[0] - mious[1])
+    points = 100 * _difference(ours, other, kind)
     shared = ours.counts.keys() & other.counts.keys()
     if kind not in shared or _other_images(ours, other, kind):
         return Gain(seed, points)
     return Gain(seed, points, interval(ours.counts[kind], other.counts[kind]))
 
 
-def _comparable_miou(result, kind) -> float:
-    """MIoU over the classes of the truth, which are the same for both of a pair."""
-    matrix = result.metrics[kind].get("confusion_matrix")
-    found = np.nan if matrix is None else metrics.mean_iou_of_true(matrix)
-    return result.miou(kind) if np.isnan(found) else float(found)
+def _difference(ours, other, kind) -> float:
+    """Of the means over the truth's classes, which are the same for both of a pair.
+
+    Where one evaluation kept no matrix, of eq. 8.
+    """
+    pair = ours, other
+    matrices = [each.metrics[kind].get("confusion_matrix") for each in pair]
+    if None not in matrices:
+        means = [float(metrics.mean_iou_of_true(matrix)) for matrix in matrices]
+        if not np.isnan(means).any():
+            return means[0] - means[1]
+    return ours.miou(kind) - other.miou(kind)
 
 
 def _before_the_end(pair, kind) -> list[str]:
-    """Of a pair's evaluations of last checkpoints those of a run that went on since."""
-    found = []
+    """Of a pair's evaluations of last checkpoints those of a run that went on since.
+
+    None where both were after the same step of equally long runs.
+    """
+    found, places = [], set()
     for result in pair:
         figures, config = result.metrics.get(kind, {}), result.config
         phase = "phase2" if config.uses_phase2 else "phase1"
         end = config.phase2_steps if config.uses_phase2 else config.phase1_steps
         step, of = figures.get("step", end), figures.get("phase", phase)
+        places.add((step, of, end, phase))
         if "best" not in kind.split("-")[1:] and (step, of) != (end, phase):
             found.append(f"{result.run.workdir}: {step} of {of}, not {end} of {phase}")
-    return found
+    return found if len(places) > 1 else []
 
 
 def _other_images(ours, other, kind) -> str:
@@ -321,7 +336,7 @@ def conclude(gains: Sequence[Gain], against: str) -> str:
     """What may be said, by rules that do not look at the runs.
 
     - No pair of runs: not measured.
-    - One seed: a lead, not a result, and none if its interval holds 0.
+    - One seed: a lead, not a result, where its interval excludes 0.
     - The interval over images excludes 0 on the same side for every seed, and so does
       Student's interval of the mean over seeds: a gain, or a loss.
     - Otherwise: no difference shown.
@@ -338,7 +353,10 @@ def conclude(gains: Sequence[Gain], against: str) -> str:
     seeds = seed_spread([gain.points for gain in gains])
     mean = f"{seeds.mean:+.2f} points"
     if seeds.num_pairs == 1:
-        low, high = gains[0].interval or (1.0, 1.0)
+        if gains[0].interval is None:
+            mean = f"{mean}, one seed, without an interval over images"
+            return f"Against {against}: no difference shown ({mean})."
+        low, high = gains[0].interval
         if low <= 0 <= high:
             mean = f"{mean}, one seed, whose interval over images holds 0"
             return f"Against {against}: no difference shown ({mean})."

@@ -186,10 +186,15 @@ def write_evaluation(metrics: dict[str, Any], images: PerImage, folder: str):
         folder: RUN/eval/KIND; made when missing.
     """
     path = os.path.join(folder, "metrics.json")
+    counts = os.path.join(folder, "per_image.npz")
+    # Both are on the disk before what stood there goes, so that no room for them
+    # loses nothing.
+    write_per_image(images, f"{counts}.new")
+    write_metrics(metrics, f"{path}.new")
     if os.path.exists(path):  # not to stand beside new counts if this is interrupted
         os.remove(path)
-    write_per_image(images, os.path.join(folder, "per_image.npz"))
-    write_metrics(metrics, path)
+    os.replace(f"{counts}.new", counts)
+    os.replace(f"{path}.new", path)
 
 
 def write_metrics(metrics: dict[str, Any], path: str):

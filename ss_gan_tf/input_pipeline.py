@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from ss_gan_tf import strict_json
 from ss_gan_tf.augmentation import augment, check, padding_row
 
 Color = tuple[float, float, float]
@@ -69,7 +70,8 @@ class PreparedDataset:
         partial: Whether it lacks images of the complete data set: its figures are
             not comparable with published ones.
         unlabelled_splits: Splits of images alone; every pixel of them is ignored.
-        origin: Fingerprint of what it was prepared from; empty: not known.
+        digests: Split -> digest of its examples, where its summary has one: the same
+            for the same examples.
     """
 
     name: str
@@ -80,7 +82,7 @@ class PreparedDataset:
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False, compare=False)
     partial: bool = False
     unlabelled_splits: tuple[str, ...] = ()
-    origin: str = ""
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -158,8 +160,18 @@ def open_dataset(dataset: str, data_dir: str) -> PreparedDataset:
         builder=builder,
         partial=bool(facts.get("partial")),
         unlabelled_splits=tuple(facts.get("unlabelled_splits", ())),
-        origin=str(facts.get("origin") or ""),
+        digests=_digests(str(builder.data_dir)),
     )
+
+
+def _digests(folder: str) -> dict[str, str]:
+    """What the summary beside the data says; empty without one."""
+    try:
+        splits = strict_json.read(os.path.join(folder, "summary.json"))["splits"]
+        found = {split: count.get("digest") for split, count in splits.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return {split: text for split, text in found.items() if isinstance(text, str)}
 
 
 # --- The two paths -----------------------------------------------------------

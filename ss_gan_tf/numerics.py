@@ -46,6 +46,10 @@ TOLERANCES = {
     "bfloat16-xla": 0.06,
     "torch-float32": 0.02,
 }
+# Some runs are so sensitive that bfloat16 leaves its tolerance in any implementation:
+# where PyTorch's ran too, ours may be off by this many times what PyTorch's is.
+PEER = "torch-bfloat16"
+PEER_FACTOR = 1.5
 
 
 def run_variants(
@@ -173,9 +177,9 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
     Returns:
         "rows": variant, loss, float32 (mean over the steps of the run that the
         variant is held against), largest and mean (absolute differences as shares of
-        it), tolerance, within. "miou": variant, value, difference, within; "spread" is
-        the largest less the smallest mIoU of the float32 runs. Tolerance and within
-        are None for yardsticks.
+        it), allowed ([of the largest, of the mean]), within. "miou": variant, value,
+        difference, within; "spread" is the largest less the smallest mIoU of the
+        float32 runs. Allowed and within are None for yardsticks.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -199,9 +203,6 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
             expected, given = np.array(values), np.array(run["losses"][name])
             scale = np.abs(expected).mean()
             away = np.abs(given - expected) / scale
-            within = tolerance and bool(
-                away.max() <= tolerance and away.mean() <= tolerance / 3
-            )
             rows.append(
                 {
                     "variant": variant,
@@ -209,8 +210,6 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                     "float32": float(expected.mean()),
                     "largest": float(away.max()),
                     "mean": float(away.mean()),
-                    "tolerance": tolerance,
-                    "within": within,
                 }
             )
         difference = run["miou"] - reference["miou"]
@@ -222,7 +221,26 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                 "within": tolerance and abs(difference) <= spread,
             }
         )
+    peer = {row["loss"]: row for row in rows if row["variant"] == PEER}
+    for row in rows:
+        row["allowed"] = _allowed(row, peer.get(row["loss"]))
+        row["within"] = row["allowed"] and bool(
+            row["largest"] <= row["allowed"][0] and row["mean"] <= row["allowed"][1]
+        )
     return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
+
+
+def _allowed(row, peer):
+    """[largest, mean] of a row; None for a yardstick's."""
+    tolerance = TOLERANCES.get(row["variant"])
+    if tolerance is None:
+        return None
+    allowed = [tolerance, tolerance / 3]
+    if peer and row["variant"] == "bfloat16":
+        theirs = peer["largest"], peer["mean"]
+        pairs = zip(allowed, theirs, strict=True)
+        allowed = [max(own, PEER_FACTOR * other) for own, other in pairs]
+    return allowed
 
 
 def _lengths(run):
@@ -251,10 +269,10 @@ def format_table(result: dict) -> str:
 
 
 def _format_allowed(row):
-    if row["tolerance"] is None:
+    if row["allowed"] is None:
         return f"- | {_verdict(row)}"
-    tolerance = row["tolerance"]
-    return f"{tolerance:.0%}, {tolerance / 3:.1%} | {_verdict(row)}"
+    largest, mean = row["allowed"]
+    return f"{100 * largest:.3g}%, {100 * mean:.2g}% | {_verdict(row)}"
 
 
 def _verdict(row):

@@ -33,7 +33,7 @@ def check(
             the data's folder, a split has no labelled pixel, or the run does not fit
             on the disk or, by far, into the memory.
     """
-    _check_data(config, data, workdir)
+    _check_data(config, data, workdir, resumes)
     for text in config_rules.unwise(config, _largest_image(data, config.train_split)):
         _LOG.warning(text)
     if config.precision == "mixed_float16" and not _has_gpu():
@@ -45,17 +45,17 @@ def check(
     _check_room(config, workdir)
 
 
-def _check_data(config: Config, data: PreparedDataset, workdir: str):
+def _check_data(config: Config, data: PreparedDataset, workdir: str, resumes: bool):
     folder = os.path.realpath(data.builder.data_dir)  # DATA/NAME/VERSION
     folders = folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))
-    if os.path.realpath(workdir) in folders:
+    if not resumes and os.path.realpath(workdir) in folders:
         raise ValueError(
             f"workdir={workdir}: is the data's folder; a run needs one of its own"
         )
     for field in ("train_split", "val_split"):
         split = getattr(config, field)
         pixels = _summary_of(data, split).get("class_pixels")
-        if pixels and not any(pixels):
+        if isinstance(pixels, list) and pixels and not any(pixels):
             raise ValueError(
                 f"{field}={split}: not one pixel has a class of {config.dataset}; look "
                 "at its masks with data_prep.browse"

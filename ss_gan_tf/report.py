@@ -268,7 +268,10 @@ def _panels(tables: Tables, group, data_dir) -> list:
 
 def _settings(tables: Tables) -> list:
     """In what the runs differ, what they share, versions and machine."""
-    paper_preset = Config(**PRESETS["paper"])
+    datasets = {result.config.dataset for result in tables.compared.runs}
+    # Of one data set the paper's way of evaluating it.
+    given = {"dataset": datasets.pop()} if len(datasets) == 1 else {}
+    paper_preset = Config(**PRESETS["paper"] | given)
     unread_there = config_rules.unused(paper_preset)
     differ, shared = [], []
     for field in dataclasses.fields(Config):

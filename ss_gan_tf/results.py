@@ -61,7 +61,16 @@ def read_metrics(run_dir: str, kind: str) -> dict[str, Any]:
         ValueError: it is damaged; the message names the file.
     """
     path = os.path.join(run_dir, "eval", kind, "metrics.json")
-    return read_json(path, ("miou", "iou", "num_images"))
+    figures = read_json(path, ("miou", "iou", "num_images"))
+    matrix = figures.get("confusion_matrix", [])
+    if not isinstance(matrix, list) or not all(
+        isinstance(row, list)
+        and len(row) == len(matrix)
+        and all(type(count) is int for count in row)
+        for row in matrix
+    ):
+        raise ValueError(f"{path}: confusion_matrix must be a square of numbers")
+    return figures
 
 
 def last_validations(run_dir: str, config: Config, count: int) -> dict[str, Any]:

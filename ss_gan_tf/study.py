@@ -27,7 +27,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ss_gan_tf import checkpoints, config_rules, results
-from ss_gan_tf.config import BOOKKEEPING, EXECUTION, Config, differences
+from ss_gan_tf.config import (
+    BOOKKEEPING,
+    EVALUATION,
+    EXECUTION,
+    Config,
+    differences,
+)
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import PLACEBOS, ROLES, UNUSED
 
@@ -104,6 +110,7 @@ class Settings:
     splits: tuple[str, ...] = ("test", "val")  # that every run is evaluated on
     last_validations: int = 3  # of phase 2, whose mean is reported beside the last
     evaluate_flags: tuple[str, ...] = ()  # for the evaluate program
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)  # of its data
 
     def __post_init__(self):
         if self.seeds < 1:
@@ -205,8 +212,8 @@ def run_study(
         What STUDY/study.json holds.
 
     Raises:
-        ValueError: the folder holds a study with other settings, or its study.json
-            is damaged.
+        ValueError: the folder holds a study with other settings or runs on other
+            data, or its study.json is damaged.
     """
     runs = plan(settings, workdir)
     report = report or (lambda line: None)
@@ -422,7 +429,10 @@ def open_study(settings, workdir) -> dict[str, Any]:
     except ValueError as error:
         path = os.path.join(workdir, "study.json")
         raise ValueError(f"{path}: settings are damaged ({error})") from error
-    ignored = (*BOOKKEEPING, *EXECUTION, *RESERVED)
+    ignored = {*BOOKKEEPING, *EXECUTION, *RESERVED}
+    # What neither evaluation reads may differ: it was not refused once.
+    unread = (set(config_rules.unused(each)) for each in (before, settings.config))
+    ignored |= set(EVALUATION).intersection(*unread)
     found = [*differences(before, settings.config, ignored).values()]
     found += [
         f"{name}={old['settings'][name]!r} there, {told[name]!r} now"
@@ -447,7 +457,25 @@ def open_study(settings, workdir) -> dict[str, Any]:
             f"{workdir}: holds a study with other settings ({'; '.join(found)}); "
             "choose another --workdir"
         )
+    _check_data(settings, workdir, old["runs"])
     return study | {"runs": old["runs"]}
+
+
+def _check_data(settings, workdir, names):
+    """Refuses to mix runs on other data: their comparison would be none."""
+    config = settings.config
+    splits = dict.fromkeys((config.train_split, config.val_split, *settings.splits))
+    for name in names:
+        folder = os.path.join(workdir, name)
+        if not os.path.isfile(os.path.join(folder, "run.json")):
+            continue
+        run = checkpoints.read_run(folder)
+        if other := run.other_splits(settings.digests, splits):
+            raise ValueError(
+                f"{folder}: its {config.dataset} had other examples of "
+                f"{' and '.join(other)} than those prepared now; choose another "
+                "--workdir, or prepare the data as they were"
+            )
 
 
 def write_study(study, workdir):

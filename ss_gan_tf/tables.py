@@ -75,7 +75,9 @@ class Tables:
                 blocks.append(Text(guarded, strong=True))
         blocks.append(
             Text(
-                "Rules: a single seed is a lead, never a result. A gain or a loss "
+                "Rules: a difference is that of the mean IoU over the classes that the "
+                "truth has. A single seed is a lead, never a result, and that only "
+                "where its interval excludes 0. A gain or a loss "
                 "needs an interval over images (paired bootstrap, 95 %) that excludes "
                 "0 on the same side for every seed, and a mean over seeds whose "
                 "interval (Student's t, 95 %) does so too. All else is no difference "
@@ -324,7 +326,8 @@ class Tables:
             metrics.get("partial")
             for result in self.compared.runs
             if result.config.dataset == dataset
-            for metrics in result.metrics.values()
+            for kind, metrics in result.metrics.items()
+            if "-data" not in kind  # not the run's own
         )
 
     def guard_outcomes(self, group: tuple[str, str], role: str) -> dict[int, dict]:

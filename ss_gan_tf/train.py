@@ -114,10 +114,10 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     resumes = checkpoints.has_checkpoint(workdir)
     if resumes:
         checkpoints.check_same_run(
-            workdir, config, data.class_names, origin=data.origin
+            workdir, config, data.class_names, digests=data.digests
         )
     else:
-        checkpoints.make_way(workdir, config, data.class_names, data.origin)
+        checkpoints.make_way(workdir, config, data.class_names, data.digests)
     preflight.check(config, data, workdir, resumes=resumes)
     with strategy.scope():
         networks, weights = stages.create_networks(
@@ -133,7 +133,7 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     )
     first = training.restore()
     if resumes:
-        _describe_start(config, data_dir, workdir, has_steps=not training.is_over())
+        _describe_start(config, data, data_dir, workdir, not training.is_over())
     for stage in training.plan[first:]:
         training.run(stage)
 
@@ -434,7 +434,7 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
             ignore_label=data.ignore_label,
             provenance={
                 "weights": weights,
-                "data_origin": data.origin,
+                "data_digests": data.digests,
                 "execution": _execution(config),
                 "machines": [describe_machine()],
                 "versions": {
@@ -452,10 +452,12 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
     )
 
 
-def _describe_start(config, data_dir, workdir, has_steps):
+def _describe_start(config, data, data_dir, workdir, has_steps):
     """Brings RUN/run.json up to date where a run goes on."""
     run = checkpoints.read_run(workdir)
-    told = run.provenance | {"execution": _execution(config)}
+    # Splits that came since are known from now on.
+    told = run.provenance | {"data_digests": data.digests | run.data_digests}
+    told["execution"] = _execution(config)
     here, machines = describe_machine(), told.get("machines", [{}])  # not told once
     if has_steps and here not in machines:
         told["machines"] = [*machines, here]

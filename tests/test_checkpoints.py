@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from ss_gan_tf import checkpoints
+from ss_gan_tf.input_pipeline import open_dataset
 
 
 def test_run_json_holds_config_classes_and_provenance(tiny_run, tiny_config):
@@ -130,12 +131,14 @@ def test_other_classes_are_refused_bookkeeping_and_execution_are_not(
 @pytest.mark.parametrize(
     ("trained_on", "now", "same"),
     [
-        ("a+b", "a+b", True),
-        ("a+b", "a+c", False),  # a corrected list
-        ("a+b", "c+b", False),
-        ("a", "a+b", True),  # texts were not looked at once
-        ("a+b", "", True),  # nor was the origin kept
-        ("scenes 3", "scenes 4", False),
+        ({"train": "a", "val": "b"}, {"train": "a", "val": "b"}, True),
+        ({"train": "a", "val": "b"}, {"train": "a", "val": "c"}, False),
+        ({"train": "a", "val": "b"}, {"train": "c", "val": "b"}, False),
+        # Neither trained on nor validated on, or new.
+        ({"train": "a", "test": "b"}, {"train": "a", "test": "c"}, True),
+        ({"train": "a"}, {"train": "a", "val": "b", "test": "c"}, True),
+        ({}, {"train": "a"}, True),  # they were not kept once
+        ({"train": "a"}, {}, True),
     ],
 )
 def test_a_run_does_not_go_on_with_other_data(
@@ -144,13 +147,15 @@ def test_a_run_does_not_go_on_with_other_data(
     workdir = str(tmp_path / "run")
     shutil.copytree(tiny_run, workdir)
     run = checkpoints.read_run(workdir)
-    told = run.provenance | {"data_origin": trained_on}
+    told = run.provenance | {"data_digests": trained_on}
     checkpoints.write_run(dataclasses.replace(run, provenance=told))
     expected = contextlib.nullcontext()
     if not same:
-        expected = pytest.raises(ValueError, match="was prepared from other files")
+        expected = pytest.raises(
+            ValueError, match="were others than those prepared now"
+        )
     with expected:
-        checkpoints.check_same_run(workdir, tiny_config, run.class_names, origin=now)
+        checkpoints.check_same_run(workdir, tiny_config, run.class_names, digests=now)
     for name in ("eval", "export", "checkpoints"):  # `best` alone was left
         shutil.rmtree(os.path.join(workdir, name))
     with expected:
@@ -158,9 +163,31 @@ def test_a_run_does_not_go_on_with_other_data(
     assert os.path.isdir(os.path.join(workdir, "best")) == (not same)
 
 
-def test_a_run_tells_what_its_data_was_prepared_from(tiny_run):
-    told = checkpoints.read_run(tiny_run).provenance["data_origin"]
-    assert told.startswith("scenes ")
+def test_a_run_knows_the_examples_of_every_split(tiny_run, tiny_data):
+    digests = checkpoints.read_run(tiny_run).data_digests
+    assert digests == open_dataset("synthetic", tiny_data).digests
+    assert list(digests) == ["train", "val", "test"]
+    assert len(set(digests.values())) == 3
+
+
+def test_what_neither_run_reads_may_differ(tiny_run, tiny_config):
+    # Accepted once: windows of a run that is evaluated as whole images.
+    names = checkpoints.read_run(tiny_run).class_names
+    windows = dataclasses.replace(tiny_config, eval_window=400)
+    checkpoints.check_same_run(tiny_run, windows, names)
+    sliding = dataclasses.replace(windows, eval_mode="sliding")
+    with pytest.raises(ValueError, match="eval_mode='whole' there.*eval_window=500"):
+        checkpoints.check_same_run(tiny_run, sliding, names)
+
+
+@pytest.mark.parametrize("digests", [5, ["a"], {"train": 5}])
+def test_damaged_digests_are_one_line(tiny_run, tmp_path, digests):
+    with open(os.path.join(tiny_run, "run.json")) as file:
+        told = json.load(file)
+    told["provenance"]["data_digests"] = digests
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="run.json: .*data_digests must be"):
+        checkpoints.read_run(str(tmp_path))
 
 
 def test_start_from_a_run_or_from_one_of_its_checkpoints(tiny_run, tiny_config):

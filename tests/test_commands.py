@@ -123,16 +123,17 @@ def test_figures_on_other_data_do_not_replace_the_runs_own(workdir, tmp_path):
     with open(path) as file:
         told = json.load(file)
     places = []
-    for origin in ("", "another 1", "another 2"):
-        told["provenance"]["data_origin"] = origin
+    for digests in ({}, {"train": "0" * 32}, {"val": "1" * 32}, {"val": "2" * 32}):
+        told["provenance"]["data_digests"] = digests
         with open(path, "w") as file:
             json.dump(told, file)
         _, metrics = evaluate_run(workdir, split="val", limit=1)
         places.append(os.path.basename(os.path.dirname(metrics)))
-    assert places[0] == "val-first1"
+    # Not known, and not known of this split.
+    assert places[:2] == ["val-first1"] * 2
     # Named after the data, not after the run's.
-    assert re.fullmatch("val-first1-data[0-9a-f]{8}", places[1])
-    assert places[2] == places[1]
+    assert re.fullmatch("val-first1-data[0-9a-f]{8}", places[2])
+    assert places[3] == places[2]
 
 
 def test_settings_override_the_runs_own(workdir):

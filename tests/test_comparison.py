@@ -29,7 +29,7 @@ def compare(*workdirs):
         ([], "not measured"),
         ([Gain(0, 3.0, (2.0, 4.0))], "a lead, not a result"),
         ([Gain(0, 0.2, (-5.0, 3.1))], "no difference shown"),
-        ([Gain(0, -3.0, None)], "a lead, not a result"),
+        ([Gain(0, -3.0, None)], "no difference shown"),
         # Mean 2, s = 0.1, t of 2 degrees 4.30: 4.30 * 0.1 / sqrt(3) = 0.25.
         ([Gain(0, 1.9, (1.0, 3.0)), Gain(1, 2.0, (0.1, 4.0)), Gain(2, 2.1, (1, 3))],
          "A gain over the control"),
@@ -233,6 +233,45 @@ def test_an_evaluation_from_before_the_end_is_not_comparable(fake_run, told):
     says = f"{early['step']} of {early['phase']}, not 40 of phase2"
     assert problem == f"evaluated step ({ours}: {says})"
     assert compared.unfair(GROUP, "control", "test-best") == []
+
+
+def test_two_evaluations_after_the_same_early_step_are_comparable(fake_run):
+    compared = compare(fake_run("a", [0.9]), fake_run("c", [0.8], lambda_adv=0.0))
+    for role in "adversarial", "control":
+        compared.get(GROUP, 0, role).metrics["test"] |= {"phase": "phase2", "step": 20}
+    assert compared.unfair(GROUP, "control", "test") == []
+    compared.get(GROUP, 0, "control").metrics["test"]["step"] = 10
+    assert len(compared.unfair(GROUP, "control", "test")) == 2
+
+
+@pytest.mark.parametrize(
+    "ours, other, problems",
+    [
+        ({"train": "x", "val": "v"}, {"train": "y", "val": "v"}, ["train"]),
+        ({"train": "x", "val": "v"}, {"train": "x", "val": "w"}, []),
+        ({"train": "x"}, {}, []),  # not kept once
+    ],
+)
+def test_pairs_that_were_trained_on_other_data(fake_run, ours, other, problems):
+    compared = compare(fake_run("a", [0.9]), fake_run("c", [0.8], lambda_adv=0.0))
+    for role, digests in (("adversarial", ours), ("control", other)):
+        provenance = compared.get(GROUP, 0, role).run.provenance
+        provenance["data_digests"] = digests
+    expected = [f"training data ({split})" for split in problems]
+    assert compared.unfair(GROUP, "control", "test") == expected
+
+
+def test_both_means_of_a_difference_are_over_the_same_classes(fake_run):
+    ours, other = fake_run("a", [0.9]), fake_run("c", [0.9], lambda_adv=0.0)
+    compared = compare(ours, other)
+    # A third class that is predicted and never true, in both alike.
+    matrix = [[90, 5, 5], [0, 100, 0], [0, 0, 0]]
+    for role in "adversarial", "control":
+        told = compared.get(GROUP, 0, role).metrics["test"]
+        told |= {"confusion_matrix": matrix, "miou": metrics.mean_iou(matrix)}
+    assert compared.gains(GROUP, "control", "test")[0].points == 0
+    del compared.get(GROUP, 0, "control").metrics["test"]["confusion_matrix"]
+    assert compared.gains(GROUP, "control", "test")[0].points == 0
 
 
 def test_counts_of_another_evaluation_are_refused(fake_run):

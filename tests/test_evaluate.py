@@ -380,7 +380,24 @@ def test_figures_never_stand_beside_counts_of_another_evaluation(tmp_path, monke
     monkeypatch.setattr(evaluate, "write_metrics", lambda *_: 1 / 0)  # is stopped
     with pytest.raises(ZeroDivisionError):
         evaluate.write_evaluation({"miou": 0.6}, images, str(tmp_path))
-    assert os.listdir(tmp_path) == ["per_image.npz"]
+    left = ["metrics.json", "per_image.npz", "per_image.npz.new"]
+    assert sorted(os.listdir(tmp_path)) == left  # what stood there stands
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
+    replace, done = os.replace, []
+
+    def stopped(source, target):  # after the counts, before the metrics
+        if target == str(tmp_path / "metrics.json"):
+            raise ZeroDivisionError
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(evaluate, "write_metrics", write)
+    monkeypatch.setattr(evaluate.os, "replace", stopped)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.write_evaluation({"miou": 0.6}, images, str(tmp_path))
+    monkeypatch.setattr(evaluate.os, "replace", replace)
+    assert str(tmp_path / "per_image.npz") in done
+    assert not (tmp_path / "metrics.json").exists()  # new counts, no old figures
     monkeypatch.setattr(evaluate, "write_metrics", write)
     evaluate.write_evaluation({"miou": 0.6}, images, str(tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.6}

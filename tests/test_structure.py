@@ -69,7 +69,8 @@ MAY_IMPORT = {
     "adversary": {"backbones", "convolution", "resampling"},
     # what a run leaves behind and how it is read again
     "checkpoints": {
-        "backbones", "config", "generator", "messages", "states", "strict_json",
+        "backbones", "config", "config_rules", "generator", "messages", "states",
+        "strict_json",
     },
     "evaluate": {"inference", "measures", "overlap", "per_image"},
     "export": {"convolution", "folding", "inference"},
@@ -99,7 +100,7 @@ MAY_IMPORT = {
     "normalization": {"convolution"},
     "guard": set(),
     "inference": set(),
-    "input_pipeline": {"augmentation"},
+    "input_pipeline": {"augmentation", "strict_json"},
     "lock": set(),
     "losses": set(),
     "messages": set(),

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from ss_gan_tf import study
+from ss_gan_tf import checkpoints, study
 from ss_gan_tf.config import PRESETS, Config
 
 # Trains or evaluates nothing; fails where the file `broken` names its folder.
@@ -361,6 +361,41 @@ def test_another_study_in_the_same_folder_is_refused(bench):
     other = Config(**PRESETS["smoke"] | {"crop_size": 64, "log_every": 1})
     with pytest.raises(ValueError, match=r"\(crop_size=128 there, 64 now\)"):
         bench.run(config=other)
+
+
+def test_windows_that_no_evaluation_has_are_no_other_study(bench):
+    bench.run()
+    bench.run(config=Config(**PRESETS["smoke"] | {"eval_window": 400}))
+    sliding = {"eval_window": 400, "eval_mode": "sliding"}
+    with pytest.raises(ValueError, match="eval_mode='whole' there"):
+        bench.run(config=Config(**PRESETS["smoke"] | sliding))
+
+
+@pytest.mark.parametrize(
+    "trained_on, now, message",
+    [
+        ({"train": "a", "test": "b"}, {"train": "a", "test": "b"}, ""),
+        ({"train": "a"}, {"train": "c"}, "other examples of train than"),
+        ({"train": "a", "test": "b"}, {"train": "a", "test": "c"}, "examples of test"),
+        ({}, {"train": "a"}, ""),  # not kept once
+    ],
+)
+def test_a_study_does_not_mix_data(bench, trained_on, now, message):
+    bench.run(digests=trained_on)
+    run = checkpoints.Run(
+        os.path.join(bench.workdir, "seed0/vgg16/control"),
+        Config(), "DATA", ("a", "b"), ((0, 0, 0), (1, 1, 1)), 255,
+        {"data_digests": trained_on},
+    )  # fmt: skip
+    checkpoints.write_run(run)
+    bench.calls()
+    if not message:
+        bench.run(digests=now, seeds=2)
+        assert len(bench.calls()) > 0
+        return
+    with pytest.raises(ValueError, match=f"seed0/vgg16/control: .*{message}"):
+        bench.run(digests=now, seeds=2)
+    assert bench.calls() == []  # before anything is trained
 
 
 def test_variants_may_be_added_and_stay(bench):

@@ -128,6 +128,7 @@ def _write_run(run, record, data, settings, machine, description, folder):
             class_colors=tuple(data.class_colors),
             ignore_label=data.ignore_label,
             provenance={
+                "data_digests": data.digests,
                 "machines": [description],
                 "execution": {"xla": True, "devices": [machine["device"]]},
                 "versions": {"ss_gan_tf": __version__}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -65,6 +66,22 @@ def test_preparing_again_needs_no_source(draw_folder, tmp_path):
     assert describe(prepare("folder", None, data)) == describe(first)
     assert describe(prepare("folder", str(source), data)) == describe(first)
     assert written == {path: path.stat().st_mtime_ns for path in written}
+
+
+def test_how_a_source_is_packed_makes_no_other_data(draw_folder, tmp_path):
+    source = draw_folder(tmp_path / "source")
+    packed = shutil.make_archive(str(tmp_path / "packed" / "mine"), "tar", source)
+    digests = []
+    for number, place in enumerate((source, packed, source)):
+        data = str(tmp_path / f"data{number}")
+        prepare("folder", str(place), data)
+        digests.append(input_pipeline.open_dataset("folder", data).digests)
+        (source / "notes.md").write_text("of no example")
+    assert digests[0] == digests[1] == digests[2]
+    Image.new("RGB", (7, 9)).save(source / "images" / "val" / "y.png")
+    prepare("folder", str(source), str(tmp_path / "other"))
+    other = input_pipeline.open_dataset("folder", str(tmp_path / "other")).digests
+    assert other["train"] == digests[0]["train"] and other["val"] != digests[0]["val"]
 
 
 def test_another_source_is_not_taken_for_the_first(draw_folder, tmp_path):

@@ -34,6 +34,7 @@ def test_totals(count):
         "class_images": [2, 1, 0],
         "ignored_pixels": 3,
         "ignored_share": 0.3,
+        "digest": f"{count.digest:032x}",
     }
 
 
@@ -42,6 +43,27 @@ def test_sums_and_empty_counts(count):
     assert same.to_dict(3) == (count + SplitCount()).to_dict(3) == count.to_dict(3)
     assert twice.examples == 4 and twice.pixels[0] == 8 and twice.width == (2, 3)
     assert SplitCount().to_dict(3)["ignored_share"] == 0.0
+
+
+def test_a_digest_is_that_of_the_examples_and_not_of_their_order():
+    def digest(*given):
+        total = SplitCount()
+        for name, image, label in given:
+            total.add(examples.encode(name, image, np.uint8(label)))
+        return total.to_dict(2)["digest"]
+
+    one, two = ("a", b"1", [[0, 1]]), ("b", b"2", [[1, 1]])
+    same = digest(one, two)
+    assert digest(two, one) == same and len(same) == 32
+    others = [
+        digest(one),
+        digest(one, ("c", b"2", [[1, 1]])),
+        digest(one, ("b", b"3", [[1, 1]])),
+        digest(one, ("b", b"2", [[1, 0]])),
+        digest(one, ("b", b"2", [[1], [1]])),
+        digest(("a", b"12", [[0, 1]]), ("b", b"", [[1, 1]])),
+    ]
+    assert len({same, *others}) == 7
 
 
 def test_counts_survive_being_stored(count):

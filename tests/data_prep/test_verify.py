@@ -67,6 +67,18 @@ def test_other_pixels(folder):
     fails(folder, "train has class_pixels [")
 
 
+def test_other_images_under_the_same_labels(folder):
+    path = folder / "summary.json"
+    stored = json.loads(path.read_text())
+    digest = stored["splits"]["train"]["digest"]
+    stored["splits"]["train"]["digest"] = digest[::-1]
+    path.write_text(json.dumps(stored))
+    fails(folder, "train has digest ")
+    del stored["splits"]["train"]["digest"]  # there was none once
+    path.write_text(json.dumps(stored))
+    verify(folder)
+
+
 def write(root, monkeypatch, draw_folder, make):
     """A data set whose examples break a rule, as no builder would write it."""
     monkeypatch.setattr(builder.PairBuilder, "_make_example", make)
