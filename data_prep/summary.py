@@ -30,8 +30,9 @@ class SplitCount:
         width: Lowest and highest W, pixels.
         pixels: [256] int64; pixels of each id.
         images: [256] int64; images in which an id occurs.
-        digest: Sum of the examples' digests modulo 2^128: the same for the same
-            examples, however their source was packed.
+        digest: Sum of the examples' digests, and the sum of each times its place,
+            counted from 1, both modulo 2^128: the same for the same examples in the
+            same order, however their source was packed. None: not known.
     """
 
     examples: int = 0
@@ -43,7 +44,7 @@ class SplitCount:
     images: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(256, np.int64)
     )
-    digest: int = 0
+    digest: tuple[int, int] | None = (0, 0)
 
     def add(self, example: Example) -> None:
         """Counts one more example."""
@@ -53,7 +54,7 @@ class SplitCount:
             width=(example.width, example.width),
             pixels=example.histogram,
             images=(example.histogram > 0).astype(np.int64),
-            digest=example.digest,
+            digest=(example.digest, example.digest),
         )
         self.__dict__.update((self + one).__dict__)
 
@@ -66,7 +67,7 @@ class SplitCount:
             width=_span(self.width, other.width),
             pixels=self.pixels + other.pixels,
             images=self.images + other.images,
-            digest=(self.digest + other.digest) % 2**128,
+            digest=_joined(self.digest, self.examples, other.digest),
         )
 
     def to_dict(self, num_classes: int) -> dict[str, Any]:
@@ -80,8 +81,7 @@ class SplitCount:
             "class_images": self.images[:num_classes].tolist(),
             "ignored_pixels": int(self.pixels[IGNORE_LABEL]),
             "ignored_share": int(self.pixels[IGNORE_LABEL]) / total if total else 0.0,
-            "digest": f"{self.digest:032x}",
-        }
+        } | ({"digest": "{:032x}{:032x}".format(*self.digest)} if self.digest else {})
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "SplitCount":
@@ -91,8 +91,17 @@ class SplitCount:
         count.pixels[:num_classes] = stored["class_pixels"]
         count.images[:num_classes] = stored["class_images"]
         count.pixels[IGNORE_LABEL] = stored["ignored_pixels"]
-        count.digest = int(stored.get("digest", "0"), 16)  # there was none once
+        digest = stored.get("digest")  # there was none once
+        count.digest = digest and (int(digest[:32], 16), int(digest[32:], 16))
         return count
+
+
+def _joined(first, num_first, second):
+    """The digest of examples and those behind them."""
+    if first is None or second is None:
+        return None
+    placed = first[1] + second[1] + num_first * second[0]
+    return (first[0] + second[0]) % 2**128, placed % 2**128
 
 
 def summarize(

@@ -35,7 +35,7 @@ def verify(
     for split in builder.info.splits:
         totals[split] = _verify_split(builder, split, num_classes, progress)
         found = totals[split].to_dict(num_classes)
-        told = known.get(split, found)
+        told = known.get(split, found)  # of digests there were none once
         expected = {key: told.get(key, found[key]) for key in found}
         for key in found:
             if found[key] != expected[key]:

@@ -11,8 +11,9 @@ float32-rounded is a yardstick: float32 from weights of G that were rounded to b
 once. Nothing is asked of it.
 
 torch-float32 and torch-bfloat16 (extra `peers`) are the same run with steps in PyTorch:
-whether a second implementation has the same losses, and what its bfloat16 does to them,
-which is the other yardstick. Their times are not compared: `experiments.benchmark`.
+whether a second implementation has the same losses, and what its bfloat16 does to them.
+Ours may then be off by one and a half times as much, where that is beyond its own
+tolerance. Their times are not compared: `experiments.benchmark`.
 
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.

@@ -47,7 +47,7 @@ class Run:
 
     @property
     def data_digests(self) -> dict[str, str]:
-        """Split -> digest of its examples when the run began; empty: not known."""
+        """Split -> digest of its examples as the run began; of others not known."""
         return self.provenance.get("data_digests", {})
 
     def other_splits(

@@ -208,10 +208,11 @@ class Comparison:
             starts = (checkpoints.with_start(r.config, r.run.workdir) for r in pair)
             found += unfair_differences(*starts)
             first, second = (result.run for result in pair)
-            if other := first.other_splits(
-                second.data_digests, [first.config.train_split]
-            ):
-                found.append(f"training data ({other[0]})")
+            # A best checkpoint was chosen on the validation split.
+            fields = ["train_split"] + ["val_split"] * ("best" in kind.split("-"))
+            splits = dict.fromkeys(getattr(first.config, name) for name in fields)
+            other = first.other_splits(second.data_digests, splits)
+            found += [f"examples of {split}" for split in other]
             ours, other = (each.metrics.get(kind) for each in pair)
             found += [f"evaluated step ({why})" for why in _before_the_end(pair, kind)]
             if ours and other:
@@ -281,7 +282,7 @@ def _difference(ours, other, kind) -> float:
     """
     pair = ours, other
     matrices = [each.metrics[kind].get("confusion_matrix") for each in pair]
-    if None not in matrices:
+    if all(matrices):
         means = [float(metrics.mean_iou_of_true(matrix)) for matrix in matrices]
         if not np.isnan(means).any():
             return means[0] - means[1]

@@ -133,7 +133,7 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     )
     first = training.restore()
     if resumes:
-        _describe_start(config, data, data_dir, workdir, not training.is_over())
+        _describe_start(config, data_dir, workdir, has_steps=not training.is_over())
     for stage in training.plan[first:]:
         training.run(stage)
 
@@ -152,7 +152,7 @@ class _Training:
         self.guard = guard.Guard(
             config.guard_retries,
             config.guard_miou_drop,
-            ratio_limit=max(1.0, 2 * config.gradient_ratio),
+            ratio_limit=_ratio_limit(config),
         )
         weakening = None
         if config.can_go_back:
@@ -420,6 +420,13 @@ class _Training:
         return metrics
 
 
+def _ratio_limit(config) -> float:
+    """The gradient ratio above which the guard takes A for too strong."""
+    if config.adversarial_weighting == "fixed":
+        return 1.0  # gradient_ratio is not read
+    return max(1.0, 2 * config.gradient_ratio)
+
+
 def _describe_run(config, data, data_dir, workdir, networks, weights):
     """Writes RUN/run.json."""
     packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
@@ -452,12 +459,10 @@ def _describe_run(config, data, data_dir, workdir, networks, weights):
     )
 
 
-def _describe_start(config, data, data_dir, workdir, has_steps):
+def _describe_start(config, data_dir, workdir, has_steps):
     """Brings RUN/run.json up to date where a run goes on."""
     run = checkpoints.read_run(workdir)
-    # Splits that came since are known from now on.
-    told = run.provenance | {"data_digests": data.digests | run.data_digests}
-    told["execution"] = _execution(config)
+    told = run.provenance | {"execution": _execution(config)}
     here, machines = describe_machine(), told.get("machines", [{}])  # not told once
     if has_steps and here not in machines:
         told["machines"] = [*machines, here]

@@ -39,7 +39,7 @@ def test_differences_by_hand():
     assert [end["within"] for end in result["miou"]] == [True, False]
     text = numerics.format_table(result)
     assert (
-        "| bfloat16 | phase1 mce | 2.0000 | 10.00% | 5.00% | 6%, 2% | **outside**"
+        "| bfloat16 | phase1 mce | 2.0000 | 10.00% | 5.00% | 6.0%, 2.0% | **outside**"
         in (text)
     )
     assert "float32-xla: 46.00, -4.00 points, **outside**" in text
@@ -254,25 +254,31 @@ def test_a_second_implementations_bfloat16_is_held_against_its_own_float32():
     assert result["miou"][1]["difference"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("variant", ["bfloat16", "bfloat16-xla"])
 @pytest.mark.parametrize(
-    "off, theirs, allowed, within",
+    "off, peer_off, theirs, allowed, within",
     [
-        (0.10, 0.02, 0.06, False),  # PyTorch's is small: the tolerance stands
-        (0.14, 0.10, 0.15, True),
-        (0.16, 0.10, 0.15, False),
+        (0.10, 0.0, 0.02, 0.06, False),  # PyTorch's is small: the tolerance stands
+        (0.14, 0.0, 0.10, 0.15, True),
+        (0.16, 0.0, 0.10, 0.15, False),
+        (0.14, 0.05, 0.10, 0.15, True),  # sensitive in float32 too
+        (0.14, 0.07, 0.10, 0.06, False),  # another run
     ],
 )
-def test_bfloat16_may_be_off_as_far_as_pytorchs_is(off, theirs, allowed, within):
+def test_bfloat16_may_be_off_as_far_as_pytorchs_is(
+    variant, off, peer_off, theirs, allowed, within
+):
     runs = {
         ("float32", 0): run(1.0, 1.0, 1.0, miou=0.5),
-        ("bfloat16", 0): run(1.0 + off, 1.0, 1.0, miou=0.5),
-        ("torch-float32", 0): run(1.0, 1.0, 1.0, miou=0.5),
-        ("torch-bfloat16", 0): run(1.0, 1.0 - theirs, 1.0, miou=0.5),
+        (variant, 0): run(1.0 + off, 1.0, 1.0, miou=0.5),
+        ("torch-float32", 0): run(1.0 + peer_off, 1.0, 1.0, miou=0.5),
+        ("torch-bfloat16", 0): run(1.0 + peer_off, 1.0 - theirs, 1.0, miou=0.5),
     }
     rows = {row["variant"]: row for row in numerics.compare(runs, 0)["rows"]}
-    expected = [allowed, max(0.02, 1.5 * theirs / 3)]
-    assert rows["bfloat16"]["allowed"] == pytest.approx(expected)
-    assert rows["bfloat16"]["within"] is within
+    mean = max(0.02, 1.5 * theirs / 3) if allowed > 0.06 else 0.02
+    # Shares of the peer's own mean loss, which is up to 1.02.
+    assert rows[variant]["allowed"] == pytest.approx([allowed, mean], rel=0.03)
+    assert rows[variant]["within"] is within
     assert rows["torch-float32"]["allowed"] == pytest.approx([0.02, 0.02 / 3])
 
 

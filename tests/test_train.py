@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ss_gan_tf import checkpoints, measures, stages
 from ss_gan_tf import train as train_lib
+from ss_gan_tf.config import Config
 from ss_gan_tf.input_pipeline import open_dataset
 from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.per_image import read_per_image
@@ -438,3 +439,12 @@ def test_deterministic_runs_are_equal_with_any_number_of_threads(
         )
         assert done.returncode == 0, done.stderr
     assert_same_run(str(tmp_path / "1"), str(tmp_path / "4"))
+
+
+@pytest.mark.parametrize(
+    "weighting, ratio, limit",
+    [("gradient_ratio", 0.3, 1.0), ("gradient_ratio", 0.9, 1.8), ("fixed", 50.0, 1.0)],
+)
+def test_the_guards_limit_follows_a_ratio_that_is_read(weighting, ratio, limit):
+    config = Config(adversarial_weighting=weighting, gradient_ratio=ratio)
+    assert train_lib._ratio_limit(config) == limit

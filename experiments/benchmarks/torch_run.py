@@ -234,7 +234,7 @@ def _set_rate(optimizer, rate):
     """
     (group,) = optimizer.param_groups
     for state in optimizer.state.values():
-        if "momentum_buffer" in state:
+        if "momentum_buffer" in state and rate:
             state["momentum_buffer"] *= group["lr"] / rate
     if isinstance(optimizer, torch.optim.Adam):
         done = max((int(s["step"]) for s in optimizer.state.values()), default=0)

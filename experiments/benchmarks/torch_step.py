@@ -76,8 +76,9 @@ def make_adversarial_step(
         (to_adversary,) = torch.autograd.grad(adversarial, at_logits)
         weight_of_a = lambda_adv
         if gradient_ratio is not None:
-            wanted = gradient_ratio * to_truth.norm() / to_adversary.norm()
-            weight_of_a = wanted.clamp(max=lambda_max)
+            norm = to_adversary.norm()
+            wanted = gradient_ratio * to_truth.norm() / norm.clamp(min=1e-30)
+            weight_of_a = torch.where(norm > 0, wanted, 0.0).clamp(max=lambda_max)
         logits.backward(to_truth + weight_of_a * to_adversary)
         generator_optimizer.step()
         for weight in weights:

@@ -128,7 +128,8 @@ def _write_run(run, record, data, settings, machine, description, folder):
             class_colors=tuple(data.class_colors),
             ignore_label=data.ignore_label,
             provenance={
-                "data_digests": data.digests,
+                # As they were when the programs were written.
+                "data_digests": machine["written"].get("data_digests", {}),
                 "machines": [description],
                 "execution": {"xla": True, "devices": [machine["device"]]},
                 "versions": {"ss_gan_tf": __version__}

@@ -219,7 +219,10 @@ class _Study:
             "cores": os.cpu_count(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "written": self.plans[0]["machine"]
-            | {"versions": self.plans[0]["versions"]},
+            | {
+                "versions": self.plans[0]["versions"],
+                "data_digests": self.plans[0].get("data_digests", {}),  # none once
+            },
         }
         path = os.path.join(self.output, "machine.json")
         with open(path, "w", encoding="utf-8") as file:

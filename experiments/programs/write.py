@@ -81,6 +81,7 @@ def write_study(
         "splits": list(settings.splits),
         "machine": describe_machine(),
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "data_digests": data.digests,
         "class_names": list(data.class_names),
         "ignore_label": data.ignore_label,
         "pad_color": list(MEAN_RGB),

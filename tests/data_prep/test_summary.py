@@ -34,7 +34,7 @@ def test_totals(count):
         "class_images": [2, 1, 0],
         "ignored_pixels": 3,
         "ignored_share": 0.3,
-        "digest": f"{count.digest:032x}",
+        "digest": "{:032x}{:032x}".format(*count.digest),
     }
 
 
@@ -45,17 +45,22 @@ def test_sums_and_empty_counts(count):
     assert SplitCount().to_dict(3)["ignored_share"] == 0.0
 
 
-def test_a_digest_is_that_of_the_examples_and_not_of_their_order():
+def total_of(*given):
+    total = SplitCount()
+    for name, image, label in given:
+        total.add(examples.encode(name, image, np.uint8(label)))
+    return total
+
+
+def test_a_digest_is_that_of_the_examples_in_their_order():
     def digest(*given):
-        total = SplitCount()
-        for name, image, label in given:
-            total.add(examples.encode(name, image, np.uint8(label)))
-        return total.to_dict(2)["digest"]
+        return total_of(*given).to_dict(2)["digest"]
 
     one, two = ("a", b"1", [[0, 1]]), ("b", b"2", [[1, 1]])
     same = digest(one, two)
-    assert digest(two, one) == same and len(same) == 32
+    assert len(same) == 64
     others = [
+        digest(two, one),
         digest(one),
         digest(one, ("c", b"2", [[1, 1]])),
         digest(one, ("b", b"3", [[1, 1]])),
@@ -63,7 +68,24 @@ def test_a_digest_is_that_of_the_examples_and_not_of_their_order():
         digest(one, ("b", b"2", [[1], [1]])),
         digest(("a", b"12", [[0, 1]]), ("b", b"", [[1, 1]])),
     ]
-    assert len({same, *others}) == 7
+    assert len({same, *others}) == 8
+
+
+def test_the_digest_of_a_composed_split_is_that_of_its_examples():
+    given = [(name, b"1", [[0, 1]]) for name in "abcde"]
+    parts = total_of(*given[:2]) + total_of(*given[2:3]) + total_of(*given[3:])
+    assert parts.digest == total_of(*given).digest
+    other = total_of(*given[3:]) + total_of(*given[:3])
+    assert other.digest != parts.digest and other.digest[0] == parts.digest[0]
+
+
+def test_a_split_that_was_counted_without_a_digest_has_none(count):
+    stored = count.to_dict(3)
+    del stored["digest"]
+    restored = SplitCount.from_dict(stored)
+    assert restored.to_dict(3) == stored
+    assert "digest" not in (restored + count).to_dict(3)
+    assert "digest" not in (count + restored).to_dict(3)
 
 
 def test_counts_survive_being_stored(count):

@@ -15,6 +15,7 @@ import pytest
 
 from experiments.programs import data, device, read, run, write
 from ss_gan_tf import comparison, panels, stages, study, summaries, train
+from ss_gan_tf.checkpoints import read_run
 from ss_gan_tf.config import Config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -238,6 +239,8 @@ def test_a_study_that_was_read_is_compared_and_shown(made, settings, trained):
     assert {"boundary", "granulation", "calibration"} <= set(figures)
     # Without weights, pictures come from the class ids that were kept.
     result = compared.get(group, 0, "adversarial")
+    here = read_run(trained["adversarial"]).data_digests
+    assert result.run.data_digests == here and len(here) == 3
     name = result.counts["val"].names[0]
     tiles = panels.draw_panels({"ours": result.run}, "val", [name])[name]
     assert [caption for caption, _ in tiles][:3] == ["image", "truth", "ours"]

@@ -158,3 +158,26 @@ def test_what_the_peer_cannot_do_is_refused(config, changed, message):
     torch_run.check(config)
     with pytest.raises(ValueError, match=message):
         torch_run.check(dataclasses.replace(config, **changed))
+
+
+def test_a_batch_without_a_label_leaves_the_weights_finite(config):
+    networks, _ = stages.create_networks(
+        dataclasses.replace(config, backbone_weights="none"), tuple("abcdefg")
+    )
+    phase2 = torch_run.make_stages(config, networks, 255)[-1]
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 60, (2, 64, 64, 3)).astype(np.float32)
+    scalars = phase2.step(image, np.full((2, 64, 64), 255, np.int32))
+    assert scalars["loss/loss_g"] == scalars["loss/mce"] == 0
+    scalars = phase2.step(image, np.zeros((2, 64, 64), np.int32))
+    assert all(map(np.isfinite, scalars.values())) and scalars["loss/mce"] > 0
+
+
+def test_momentum_at_rate_0():
+    module = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(2))])
+    optimizer = torch_run._optimizer(module, "momentum")
+    for _ in range(2):
+        module[0].grad = torch.ones(2)
+        torch_run._set_rate(optimizer, 0.0)
+        optimizer.step()
+    assert module[0].tolist() == [1, 1]
