@@ -75,6 +75,9 @@ def count(
     shared = np.flatnonzero(counts["outline_truth"] * counts["outline_pred"])
     for c in shared:  # without an outline on either side nothing is met
         truth, guess = outline_truth & (label == c), outline_pred & (pred == c)
+        x, y, width, height = cv2.boundingRect(np.uint8(truth | guess))
+        box = slice(y, y + height), slice(x, x + width)  # all that is asked for
+        truth, guess = truth[box], guess[box]
         found[c] = np.sum(truth & (_distance_to(guess) <= tolerance))
         right[c] = np.sum(guess & (_distance_to(truth) <= tolerance))
     return {**counts, "outline_found": found, "outline_right": right}

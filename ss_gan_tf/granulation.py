@@ -135,8 +135,10 @@ def _holes(mask, valid) -> int:
     box = _box(mask)
     others = np.pad(~mask[box], 1, constant_values=True)  # all that is not enclosed
     _, ids = cv2.connectedComponents(np.uint8(others), connectivity=4)
-    enclosed = np.unique(ids[1:-1, 1:-1][valid[box]])
-    return int(np.sum((enclosed != 0) & (enclosed != ids[0, 0])))
+    around = ids[0, 0]
+    labelled = np.bincount(ids[1:-1, 1:-1][valid[box]], minlength=around + 1) > 0
+    labelled[[0, around]] = False  # the mask itself, and what is not enclosed
+    return int(labelled.sum())
 
 
 def _box(mask):
