@@ -208,7 +208,8 @@ def encode(name: str, image: bytes, label: np.ndarray) -> Example:
     # Of the ids, not of their PNG: another OpenCV may pack them otherwise.
     digest = hashlib.blake2b(digest_size=16)
     for part in (name.encode(), image, repr(label.shape).encode(), label.tobytes()):
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return Example(
         name=name,
         image=image,

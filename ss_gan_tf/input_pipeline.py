@@ -160,18 +160,27 @@ def open_dataset(dataset: str, data_dir: str) -> PreparedDataset:
         builder=builder,
         partial=bool(facts.get("partial")),
         unlabelled_splits=tuple(facts.get("unlabelled_splits", ())),
-        digests=_digests(str(builder.data_dir)),
+        digests={
+            split: count["digest"]
+            for split, count in split_counts(builder.data_dir).items()
+            if isinstance(count.get("digest"), str)
+        },
     )
 
 
-def _digests(folder: str) -> dict[str, str]:
-    """What the summary beside the data says; empty without one."""
+def split_counts(folder: str) -> dict[str, dict[str, Any]]:
+    """What the summary beside prepared data says of each split; empty without one.
+
+    Args:
+        folder: DATA/NAME/VERSION.
+    """
     try:
         splits = strict_json.read(os.path.join(folder, "summary.json"))["splits"]
-        found = {split: count.get("digest") for split, count in splits.items()}
+        return {
+            name: count for name, count in splits.items() if isinstance(count, dict)
+        }
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return {split: text for split, text in found.items() if isinstance(text, str)}
 
 
 # --- The two paths -----------------------------------------------------------

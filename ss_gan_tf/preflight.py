@@ -5,9 +5,9 @@ import os
 
 import tensorflow as tf
 
-from ss_gan_tf import checkpoints, config_rules, resources, strict_json
+from ss_gan_tf import checkpoints, config_rules, resources
 from ss_gan_tf.config import Config
-from ss_gan_tf.input_pipeline import PreparedDataset
+from ss_gan_tf.input_pipeline import PreparedDataset, split_counts
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _check_data(config: Config, data: PreparedDataset, workdir: str, resumes: bo
         )
     for field in ("train_split", "val_split"):
         split = getattr(config, field)
-        pixels = _summary_of(data, split).get("class_pixels")
+        pixels = split_counts(data.builder.data_dir).get(split, {}).get("class_pixels")
         if isinstance(pixels, list) and pixels and not any(pixels):
             raise ValueError(
                 f"{field}={split}: not one pixel has a class of {config.dataset}; look "
@@ -136,18 +136,8 @@ def _check_fits(
 
 def _largest_image(data: PreparedDataset, split: str) -> tuple[int, int] | None:
     """Greatest (H, W) of a split, from the summary beside the data; None without."""
-    count = _summary_of(data, split)
+    count = split_counts(data.builder.data_dir).get(split, {})
     try:
         return int(count["height"][1]), int(count["width"][1])
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def _summary_of(data: PreparedDataset, split: str) -> dict:
-    """What the summary beside the data says of a split; empty without."""
-    try:
-        summary = strict_json.read(os.path.join(data.builder.data_dir, "summary.json"))
-        count = summary["splits"][split]
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    return count if isinstance(count, dict) else {}

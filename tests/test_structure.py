@@ -26,7 +26,6 @@ MAY_IMPORT = {
     },
     "preflight": {
         "checkpoints", "config", "config_rules", "input_pipeline", "resources",
-        "strict_json",
     },
     "collapse": {
         "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",

@@ -56,10 +56,7 @@ def make_stages(
     check(config)
     if weakening is not None:
         raise ValueError("guard=True: must be off, the peer has none")
-    return [
-        stages.Stage(name, steps, step, first)
-        for name, steps, step, first in _Peer(config, networks, ignore_label).plan()
-    ]
+    return _Peer(config, networks, ignore_label).make_stages()
 
 
 def check(config: Config):
@@ -110,18 +107,15 @@ class _Peer:
                 self.adversary, config.adversary_optimizer
             )
 
-    def plan(self):
-        """(name, steps, step function, first step) of each stage."""
-        config = self.config
-        first = 0 if config.init_generator else config.phase1_steps
-        for name, num_steps in stages.stage_lengths(config).items():
-            step = {
-                "phase1": self._phase1,
-                "warmup": self._warmup,
-                "phase2": self._phase2,
-            }[name]
-            step = self._on_batches(step(), num_steps)
-            yield name, num_steps, step, 0 if name == "phase1" else first
+    def make_stages(self):
+        """Those of the run, with PyTorch's steps."""
+        make = {"phase1": self._phase1, "warmup": self._warmup, "phase2": self._phase2}
+        lengths, first, found = stages.stage_lengths(self.config), 0, []
+        for name, num_steps in lengths.items():
+            step = self._on_batches(make[name](), num_steps)
+            found.append(stages.Stage(name, num_steps, step, first))
+            first = lengths.get("phase1", 0)  # G has done these
+        return found
 
     def _on_batches(self, step, num_steps):
         """The step on TensorFlow's tensors, numbered from 0."""
