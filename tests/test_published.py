@@ -1,4 +1,4 @@
-"""What docs/results says follows from the counts of each image that lie beside it."""
+"""What docs/results says follows from the confusion matrices that lie beside it."""
 
 import pathlib
 import re
