@@ -29,7 +29,7 @@ WINDOW, OVERLAP = 500, 1 / 3  # pixels; share of a window, as the paper has them
 def define_flags():
     """Defines the flags of this measurement."""
     flags.DEFINE_float(
-        "eval_width", 0.25, "evaluate: factor on all filter counts.", 0.03125, 1.0
+        "eval_width", 1.0, "evaluate: factor on all filter counts.", 0.03125, 1.0
     )
     flags.DEFINE_multi_enum(
         "eval_metrics", ["basic"], METRICS, "evaluate: each is measured."
