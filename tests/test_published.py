@@ -6,11 +6,13 @@ import re
 import pytest
 
 from ss_gan_tf import study
-from ss_gan_tf.comparison import Comparison, read_result
+from ss_gan_tf.bootstrap import seed_spread
+from ss_gan_tf.comparison import Comparison, conclude, read_result
 from ss_gan_tf.report import write_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in ROOT.glob("docs/results/*/study.json"))
+SAID = ("a gain", "a loss", "no difference shown")
 BEFORE_PANELS = "## Pictures"  # which need weights and the data set
 
 
@@ -59,4 +61,16 @@ def test_the_table_of_the_readme_has_its_figures(folder):
             cells.append(f"{100 * compared.get(group, seed, role).miou('test'):.2f}")
         lowest, highest = gain.interval
         cells += [f"{gain.points:+.2f}", f"{lowest:+.2f} to {highest:+.2f}"]
+        assert f"| {' | '.join(cells)} |" in readme
+    for role in ("adversarial", "paper"):
+        gains = compared.gains(group, "control", "test", of=role)
+        if not gains:
+            continue
+        seeds = seed_spread([gain.points for gain in gains])
+        said = conclude(gains, "the control")
+        cells = [
+            f"{seeds.mean:+.2f}",
+            f"{seeds.low:+.2f} to {seeds.high:+.2f}",
+            next((word for word in SAID if word in said.lower()), "?"),
+        ]
         assert f"| {' | '.join(cells)} |" in readme
