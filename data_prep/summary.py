@@ -146,8 +146,13 @@ def summarize(
 
 def write(summary: dict[str, Any], folder: Path) -> None:
     """Writes both files."""
-    (folder / JSON_NAME).write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / TEXT_NAME).write_text(to_text(summary) + "\n")
+    for name, text in (
+        (JSON_NAME, json.dumps(summary, indent=2)),
+        (TEXT_NAME, to_text(summary)),
+    ):
+        partial = folder / f"{name}.partial"
+        partial.write_text(text + "\n")
+        partial.replace(folder / name)
 
 
 def read(folder: Path) -> dict[str, Any] | None:

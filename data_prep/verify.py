@@ -17,6 +17,9 @@ def verify(
 ) -> dict[str, SplitCount]:
     """Decodes every image and label and holds the totals against the summary.
 
+    Digests that the summary lacks, as those of data prepared by earlier versions do,
+    are added to it.
+
     Args:
         folder: DATA/NAME/VERSION.
         progress: Told split, examples done and examples in all.
@@ -30,7 +33,8 @@ def verify(
     """
     builder = tfds.builder_from_directory(folder)
     num_classes = len(builder.info.metadata["class_names"])
-    known = (summary.read(folder) or {"splits": {}})["splits"]
+    stored = summary.read(folder)
+    known = stored["splits"] if stored else {}
     totals = {}
     for split in builder.info.splits:
         totals[split] = _verify_split(builder, split, num_classes, progress)
@@ -43,6 +47,11 @@ def verify(
                     f"{folder}: {split} has {key} {found[key]}, but the summary says "
                     f"{expected[key]}; prepare it again."
                 )
+    lacking = [split for split in known if "digest" not in known[split]]
+    for split in set(lacking) & set(totals):
+        known[split]["digest"] = totals[split].to_dict(num_classes)["digest"]
+    if lacking:
+        summary.write(stored, folder)
     return totals
 
 

@@ -31,6 +31,7 @@ from experiments.flags import (
     refuse_arguments,
 )
 from experiments.progress import show_own_messages
+from ss_gan_tf import config_rules
 from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.messages import first_line, one_line
@@ -59,7 +60,7 @@ def _config_from_flags():
             value = FLAGS[name].value
             raise ValueError(f"{name}={value}: the comparison chooses it itself")
     config = config_from_flags()
-    if config.dropout:
+    if config.dropout and "dropout" not in config_rules.unused(config):
         raise ValueError(f"dropout={config.dropout}: must be 0 for a comparison.")
     return config
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -62,9 +62,15 @@ class Run:
         """
         if splits is None:
             splits = dict.fromkeys((self.config.train_split, self.config.val_split))
-        own = self.data_digests
-        shared = [split for split in splits if split in own and split in digests]
-        return [split for split in shared if own[split] != digests[split]]
+        return other_splits(self.data_digests, digests, splits)
+
+
+def other_splits(
+    first: dict[str, str], second: dict[str, str], splits: Iterable[str]
+) -> list[str]:
+    """Splits whose digests are known on both sides, and differ."""
+    shared = [split for split in splits if split in first and split in second]
+    return [split for split in shared if first[split] != second[split]]
 
 
 def write_run(run: Run):

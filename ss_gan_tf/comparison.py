@@ -208,10 +208,7 @@ class Comparison:
             starts = (checkpoints.with_start(r.config, r.run.workdir) for r in pair)
             found += unfair_differences(*starts)
             first, second = (result.run for result in pair)
-            # A best checkpoint was chosen on the validation split.
-            fields = ["train_split"] + ["val_split"] * ("best" in kind.split("-"))
-            splits = dict.fromkeys(getattr(first.config, name) for name in fields)
-            other = first.other_splits(second.data_digests, splits)
+            other = first.other_splits(second.data_digests, _splits_behind(pair, kind))
             found += [f"examples of {split}" for split in other]
             ours, other = (each.metrics.get(kind) for each in pair)
             found += [f"evaluated step ({why})" for why in _before_the_end(pair, kind)]
@@ -224,6 +221,19 @@ class Comparison:
             if problem := _other_images(*pair, kind):
                 found.append(f"evaluated images ({problem})")
         return list(dict.fromkeys(found))
+
+    def early(self, group: tuple[str, str], kind: str) -> list[str]:
+        """Evaluations of a group's last checkpoints from before their runs' ends.
+
+        Args:
+            group: (data set, backbone).
+            kind: of the evaluation.
+
+        Returns:
+            For each the run's folder and the step.
+        """
+        told = (_early(r, kind) for r in self.runs if r.group == group)
+        return [text for text in told if text]
 
     def _pairs(self, group, of, against) -> list[tuple[Result, Result]]:
         """Runs of two roles, for every seed that has both."""
@@ -292,18 +302,40 @@ def _difference(ours, other, kind) -> float:
 def _before_the_end(pair, kind) -> list[str]:
     """Of a pair's evaluations of last checkpoints those of a run that went on since.
 
-    None where both were after the same step of equally long runs.
+    None where both were after the same step of equally long runs, which is fair, and
+    is told of beside the difference.
     """
-    found, places = [], set()
-    for result in pair:
-        figures, config = result.metrics.get(kind, {}), result.config
-        phase = "phase2" if config.uses_phase2 else "phase1"
-        end = config.phase2_steps if config.uses_phase2 else config.phase1_steps
-        step, of = figures.get("step", end), figures.get("phase", phase)
-        places.add((step, of, end, phase))
-        if "best" not in kind.split("-")[1:] and (step, of) != (end, phase):
-            found.append(f"{result.run.workdir}: {step} of {of}, not {end} of {phase}")
+    places = {_place(result, kind) for result in pair}
+    found = [text for result in pair if (text := _early(result, kind))]
     return found if len(places) > 1 else []
+
+
+def _early(result, kind) -> str:
+    """Which step an evaluation is of, where that is not the run's last; else empty."""
+    step, of, end, phase = _place(result, kind)
+    if "best" in kind.split("-")[1:] or (step, of) == (end, phase):
+        return ""
+    return f"{result.run.workdir}: {step} of {of}, not {end} of {phase}"
+
+
+def _place(result, kind):
+    """Step and phase that an evaluation is of, and those of the run's end."""
+    figures, config = result.metrics.get(kind, {}), result.config
+    phase = "phase2" if config.uses_phase2 else "phase1"
+    end = config.phase2_steps if config.uses_phase2 else config.phase1_steps
+    return figures.get("step", end), figures.get("phase", phase), end, phase
+
+
+def _splits_behind(pair, kind) -> list[str]:
+    """Splits whose examples make a pair's evaluations what they are."""
+    config = pair[0].config
+    splits = [config.train_split]
+    if "best" in kind.split("-"):
+        splits.append(config.val_split)  # the checkpoint was chosen on it
+    if "-data" not in kind:  # else it is not of the run's data, and says of which
+        evaluated = (result.metrics.get(kind, {}).get("split") for result in pair)
+        splits += [split for split in evaluated if split]
+    return list(dict.fromkeys(splits))
 
 
 def _other_images(ours, other, kind) -> str:

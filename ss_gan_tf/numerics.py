@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import stages
+from ss_gan_tf.checkpoints import other_splits
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import write_metrics
+from ss_gan_tf.input_pipeline import open_dataset
 from ss_gan_tf.results import read_json
 from ss_gan_tf.train import train
 
@@ -84,7 +86,7 @@ def run_variants(
     Raises:
         ValueError: an unknown variant, one of PyTorch without its stages, a guarded
             run, or runs without a labelled pixel; or the folder holds damaged results
-            or those of other settings.
+            or those of other settings or data.
     """
     unknown = set(variants) - set(VARIANTS)
     if unknown:
@@ -128,11 +130,18 @@ def _rounded_stages(config, networks, *args, **kwargs):
 def _run(config, data_dir, place, make_stages):
     """Losses of every step and the last mIoU; from the file where there is one."""
     path, settings = f"{place}.json", json.loads(config.to_json())
+    digests = open_dataset(config.dataset, data_dir).digests
     if not os.path.exists(path):
-        _make(config, settings, data_dir, place, path, make_stages)
+        _make(config, settings, digests, data_dir, place, path, make_stages)
     kept = read_json(path, ("config", "losses", "miou"))
     if kept["config"] != settings:
         raise ValueError(f"{path}: is of a run with other settings; move it away")
+    splits = dict.fromkeys((config.train_split, config.val_split))
+    if other := other_splits(kept.get("data_digests", {}), digests, splits):
+        raise ValueError(
+            f"{path}: is of a run whose {config.dataset} had other examples of "
+            f"{' and '.join(other)} than those prepared now; move it away"
+        )
     if kept["miou"] is None:
         raise ValueError(f"{path}: no labelled pixel was validated, so no mIoU")
     if not (
@@ -150,7 +159,7 @@ def _is_numbers(values):
     return all(type(value) in (int, float) for value in values)
 
 
-def _make(config, settings, data_dir, place, path, make_stages):
+def _make(config, settings, digests, data_dir, place, path, make_stages):
     """Trains, and writes the losses of every step and the last mIoU."""
     # An interrupted one begins anew: its first losses are gone.
     shutil.rmtree(place, ignore_errors=True)
@@ -164,7 +173,12 @@ def _make(config, settings, data_dir, place, path, make_stages):
                 )
 
     metrics = train(config, data_dir, place, progress=keep, make_stages=make_stages)
-    result = {"config": settings, "losses": losses, "miou": metrics["miou"]}
+    result = {
+        "config": settings,
+        "data_digests": digests,
+        "losses": losses,
+        "miou": metrics["miou"],
+    }
     write_metrics(result, path)
     shutil.rmtree(place)
 

@@ -71,6 +71,10 @@ class Tables:
                 if role == "phase1" and gains:
                     text += " The extra steps alone may do this."
                 blocks.append(Text(text, strong=role == "control"))
+            for kind in dict.fromkeys((self.split, self.val)):
+                if early := self.compared.early(group, kind):
+                    told = f"Figures on {kind} that are not of a run's end: "
+                    blocks.append(Text(f"{told}{'; '.join(early)}.", strong=True))
             if guarded := self.guarded(group):
                 blocks.append(Text(guarded, strong=True))
         blocks.append(
@@ -161,7 +165,13 @@ class Tables:
             rows = []
             for role in ("phase1", "control", *results.PLACEBOS):
                 gains = self.compared.gains(group, role, self.split)
-                best = self.compared.gains(group, role, f"{self.split}-best")
+                of_best = f"{self.split}-best"
+                best = self.compared.gains(group, role, of_best)
+                if best and (unfair := self.compared.unfair(group, role, of_best)):
+                    best = []
+                    told = f"{self.name(group)}, best checkpoints, {NAMES[role]}: not "
+                    told += f"comparable, the runs differ in {', '.join(unfair)} too."
+                    blocks.append(Text(told))
                 for gain in gains:
                     rows.append(
                         [

@@ -240,6 +240,18 @@ def test_two_evaluations_after_the_same_early_step_are_comparable(fake_run):
     for role in "adversarial", "control":
         compared.get(GROUP, 0, role).metrics["test"] |= {"phase": "phase2", "step": 20}
     assert compared.unfair(GROUP, "control", "test") == []
+    told = compared.early(GROUP, "test")
+    assert [text.split(": ")[1] for text in told] == [
+        "20 of phase2, not 40 of phase2"
+    ] * 2
+    texts = [block.text for block in Tables(compared, "test").conclusions()]
+    (text,) = (
+        text for text in texts if text.startswith("Figures on test that are not")
+    )
+    assert (
+        "; ".join(told) in text
+    )  # a difference of the middle is not taken for the end's
+    assert compared.early(GROUP, "val") == []
     compared.get(GROUP, 0, "control").metrics["test"]["step"] = 10
     assert len(compared.unfair(GROUP, "control", "test")) == 2
 
@@ -251,13 +263,19 @@ def test_two_evaluations_after_the_same_early_step_are_comparable(fake_run):
         ({"train": "x", "val": "v"}, {"train": "x", "val": "w"}, "test", []),
         ({"train": "x", "val": "v"}, {"train": "x", "val": "w"}, "test-best", ["val"]),
         ({"train": "x"}, {}, "test", []),  # not kept once
+        # Other images under the same names and labels.
+        ({"train": "x", "test": "t"}, {"train": "x", "test": "u"}, "test", ["test"]),
+        ({"train": "x", "test": "t"}, {"train": "x", "test": "u"}, "val", []),
+        ({"test": "t"}, {"test": "u"}, "test-data0123abcd", []),
     ],
 )
 def test_pairs_that_were_trained_on_other_data(fake_run, ours, other, kind, problems):
     compared = compare(fake_run("a", [0.9]), fake_run("c", [0.8], lambda_adv=0.0))
     for role, digests in (("adversarial", ours), ("control", other)):
-        provenance = compared.get(GROUP, 0, role).run.provenance
-        provenance["data_digests"] = digests
+        result = compared.get(GROUP, 0, role)
+        result.run.provenance["data_digests"] = digests
+        evaluated = result.metrics.setdefault(kind, dict(result.metrics["test"]))
+        evaluated["split"] = kind.partition("-")[0]
     expected = [f"examples of {split}" for split in problems]
     assert compared.unfair(GROUP, "control", kind) == expected
 

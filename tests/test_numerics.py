@@ -84,6 +84,32 @@ def test_the_yardstick_starts_from_rounded_weights(monkeypatch):
     assert bias.dtype == np.float32 and abs(bias / -3e38 - 1) < 2**-8
 
 
+@pytest.fixture(autouse=True)
+def digests(monkeypatch):
+    """Of data that is not there."""
+    known = {}
+    prepared = types.SimpleNamespace(digests=known)
+    monkeypatch.setattr(numerics, "open_dataset", lambda *_: prepared)
+    return known
+
+
+def test_runs_on_other_data_are_not_taken(monkeypatch, tmp_path, digests):
+    def train(config, data_dir, workdir, progress, make_stages):
+        (tmp_path / workdir).mkdir()
+        progress("phase1", 1, 1, {"loss/mce": 1.0})
+        return {"miou": 0.5}
+
+    monkeypatch.setattr(numerics, "train", train)
+    given = Config(dataset="camvid"), "DATA", str(tmp_path), [], 2
+    digests |= {"train": "x", "val": "v", "test": "t"}
+    numerics.run_variants(*given)
+    digests["test"] = "u"  # which the run does not use
+    numerics.run_variants(*given)
+    digests["val"] = "w"
+    with pytest.raises(ValueError, match="float32-0.json: .* other examples of val"):
+        numerics.run_variants(*given)
+
+
 def test_unknown_variants_are_named():
     with pytest.raises(ValueError, match="variants=float8: must be among float32, "):
         numerics.run_variants(Config(), "DATA", "RUNS", ["float8"])
@@ -182,6 +208,8 @@ def test_losses_of_other_steps_are_not_compared(tmp_path):
         ({"jit_compile": "on"}, {}, None, "jit_compile=on: the comparison chooses"),
         ({"log_every": 5}, {}, None, "log_every=5: the comparison chooses"),
         ({}, {"dropout": 0.5}, None, "dropout=0.5: must be 0"),
+        # which has no fc6 and fc7
+        ({}, {"arm": "resnet50_g", "dropout": 0.5, "guard": True}, None, "guard=True"),
         ({}, {"guard": True}, None, "guard=True: must be off"),
         ({}, {}, tf.errors.DataLossError(None, None, "corrupt\nat 7"), "corrupt"),
     ],

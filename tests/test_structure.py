@@ -31,7 +31,10 @@ MAY_IMPORT = {
         "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",
         "train",
     },
-    "numerics": {"config", "evaluate", "results", "stages", "train"},
+    "numerics": {
+        "checkpoints", "config", "evaluate", "input_pipeline", "results", "stages",
+        "train",
+    },
     "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
     "validation": {
         "adversary", "backbones", "config", "evaluate", "inference", "input_pipeline",

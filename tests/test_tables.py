@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ss_gan_tf.comparison import Comparison, read_result
-from ss_gan_tf.page import Table
+from ss_gan_tf.page import Table, Text
 from ss_gan_tf.tables import Tables
 
 # IoU and mIoU of a share r of right pixels are r / (2 - r):
@@ -92,6 +92,20 @@ def test_unfair_pairs_get_no_conclusion(fake_run):
     assert "Against the control: not comparable, the runs differ in crop_size too." in (
         texts
     )
+
+
+def test_best_checkpoints_that_were_chosen_on_other_data(tables):
+    assert rows(tables.gains())["the control"][-1] != "-"
+    run = tables.compared.runs[1].run
+    run.provenance["data_digests"] = {"val": "v"}
+    tables.compared.runs[3].run.provenance["data_digests"] = {"val": "w"}
+    blocks = tables.gains()
+    assert rows(blocks)["the control"][-1] == "-"
+    texts = [block.text for block in blocks if isinstance(block, Text)]
+    assert texts == [
+        "camvid, vgg16, best checkpoints, the control: not comparable, the runs differ "
+        "in examples of val too."
+    ]
 
 
 def test_every_run_and_missing_ones(tables):

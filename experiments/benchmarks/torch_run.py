@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks import torch_networks, torch_step
-from ss_gan_tf import stages
+from ss_gan_tf import config_rules, stages
 from ss_gan_tf.config import Config
 
 # What the peer's networks and steps have one way of doing.
@@ -65,8 +65,9 @@ def check(config: Config):
     Raises:
         ValueError: a field has a value that the peer does not know.
     """
+    unread = config_rules.unused(config)
     for name, values in _ONE_WAY.items():
-        if getattr(config, name) not in values:
+        if name not in unread and getattr(config, name) not in values:
             allowed = " or ".join(map(str, values))
             raise ValueError(
                 f"{name}={getattr(config, name)}: must be {allowed} for the run in "

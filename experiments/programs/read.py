@@ -40,14 +40,23 @@ def read_study(
 
     Raises:
         FileNotFoundError: nothing was finished, or a file is missing.
-        ValueError: a run was written with other settings, or STUDY holds another study
-            or runs with weights.
+        ValueError: a run was written with other settings or data, or STUDY holds
+            another study or runs with weights.
     """
     needed = ("device", "jax", "cores", "written")
     machine = results.read_json(os.path.join(output, "machine.json"), needed)
     data = open_dataset(settings.config.dataset, settings.data_dir)
-    made = study.open_study(settings, workdir)
     written = machine["written"]
+    config = settings.config
+    splits = dict.fromkeys((config.train_split, config.val_split, *settings.splits))
+    if other := checkpoints.other_splits(
+        written.get("data_digests", {}), settings.digests, splits
+    ):
+        raise ValueError(
+            f"{output}: its programs were written with other examples of "
+            f"{' and '.join(other)} of {config.dataset} than those prepared now"
+        )
+    made = study.open_study(settings, workdir)
     made["machine"] = {
         "processor": f"steps on {machine['device']}, JAX {machine['jax']}",
         "cores": machine["cores"],

@@ -67,16 +67,21 @@ def test_other_pixels(folder):
     fails(folder, "train has class_pixels [")
 
 
-def test_other_images_under_the_same_labels(folder):
+def test_other_images_under_the_same_labels(folder, original):
     path = folder / "summary.json"
     stored = json.loads(path.read_text())
     digest = stored["splits"]["train"]["digest"]
     stored["splits"]["train"]["digest"] = digest[::-1]
     path.write_text(json.dumps(stored))
     fails(folder, "train has digest ")
-    del stored["splits"]["train"]["digest"]  # there was none once
+    stored["splits"]["train"]["digest"] = digest
+    del stored["splits"]["val"]["digest"]  # there was none once
     path.write_text(json.dumps(stored))
     verify(folder)
+    splits = json.loads(path.read_text())["splits"]
+    assert splits["train"]["digest"] == digest
+    fresh = json.loads((original / "summary.json").read_text())["splits"]
+    assert splits == fresh and len(splits["val"]["digest"]) == 64
 
 
 def write(root, monkeypatch, draw_folder, make):

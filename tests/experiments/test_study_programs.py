@@ -320,6 +320,18 @@ def test_weights_are_never_overwritten(settings, output, trained, tmp_path):
     assert (workdir / "seed0/vgg16/phase1/checkpoints").is_dir()
 
 
+def test_programs_that_were_written_on_other_data(settings, output, tmp_path):
+    settings = dataclasses.replace(settings, digests={"train": "x", "val": "v"})
+    shutil.copytree(output, tmp_path / "out")
+    path = tmp_path / "out/machine.json"
+    machine = json.loads(path.read_text())
+    machine["written"]["data_digests"] = {"train": "x", "val": "w"}
+    path.write_text(json.dumps(machine))
+    with pytest.raises(ValueError, match="out: its programs .* examples of val of "):
+        read.read_study(settings, str(tmp_path / "out"), str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
+
+
 def test_programs_of_a_version_that_could_not_go_back_rightly_are_refused():
     manifest = {"programs": {"phase2": {"takes": [run.CLOCK]}}}
     one = types.SimpleNamespace(

@@ -156,6 +156,14 @@ def test_falling_rates_and_small_gradients(ours, kind):
 )
 def test_what_the_peer_cannot_do_is_refused(config, changed, message):
     torch_run.check(config)
+    # dropout is that of fc6 and fc7 alone
+    resnet50 = {
+        "arm": "resnet50_g",
+        "backbone_weights": "FILE",
+        "dropout": 0.5,
+        "width": 1.0,
+    }
+    torch_run.check(dataclasses.replace(config, **resnet50))
     with pytest.raises(ValueError, match=message):
         torch_run.check(dataclasses.replace(config, **changed))
 
