@@ -156,7 +156,10 @@ def _sentence(made, group, name, ended, unfair) -> str:
 
 
 def _conclusion(made, group, name) -> str:
-    text = f"Chosen on {made.val}: {name}. "
+    on_val = made.compared.gains(group, "control", made.val, of=name)
+    mean = seed_spread([gain.points for gain in on_val]).mean
+    lost = "" if mean > 0 else f", though it gains nothing there ({signed(mean)})"
+    text = f"Chosen on {made.val}: {name}{lost}. "
     if made.split == made.val:
         return text + "The choice flatters its gain there, and no other split was read."
     if unfair := made.compared.unfair(group, "control", made.split, of=name):

@@ -73,6 +73,14 @@ def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
     )
 
 
+@pytest.mark.parametrize("share, points", [(0.6, "-10.99"), (0.7, "+0.00")])
+def test_a_chosen_one_without_a_gain_says_so(make, share, points):
+    sentence = variants.tables(make(adversarial=[share], weak=[0.5]))[1]
+    assert sentence.text.startswith(
+        f"Chosen on val: adversarial, though it gains nothing there ({points}). On test"
+    )
+
+
 def test_the_choice_is_made_on_validation_alone(make, fake_run):
     # On test the other one is better: that must not matter.
     made = make(adversarial=[0.8], weak=[0.9])
