@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     """Prepares as the flags say; exits with 1 and one line when it cannot."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.WARNING)  # TFDS reports every file it writes
+    logging.set_verbosity(logging.ERROR)  # TFDS tells of new folders
     tfds.disable_progress_bar()  # there is our own
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata
     try:
