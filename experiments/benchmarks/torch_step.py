@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from experiments.benchmarks import torch_networks
 from experiments.benchmarks.step_rows import drawn_batch
 from experiments.benchmarks.torch_networks import area_pool
+from ss_gan_tf.allocation import keep_freed_memory
 
 
 def make_segmentation_step(generator, optimizer, ignore_label=255, bfloat16=False):
@@ -186,9 +187,11 @@ def valid_cells(label, ignore_label, verdicts):
 def build_peer(settings):
     """The peer's steps by phase, on the batch that ours sees.
 
-    On a GPU float32 goes through TF32, as it does in XLA, and cuDNN looks for its
-    fastest kernels; there "peak_memory" is the most that lay on the device.
+    On a CPU it keeps freed memory, as ours does. On a GPU float32 goes through TF32, as
+    it does in XLA, and cuDNN looks for its fastest kernels; there "peak_memory" is the
+    most that lay on the device.
     """
+    keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = settings.get("device", "cpu")
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
