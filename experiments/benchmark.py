@@ -3,18 +3,20 @@ r"""Measures speed on this machine; nothing else here promises any.
 python -m experiments.benchmark --what=input
 
 prints the machine, then one or more tables with the median and the range of
-interleaved rounds. --json=FILE keeps all of it.
+interleaved rounds. --json=FILE keeps all of it, from the first finished table on.
+--what=all takes an hour or two on two cores.
 """
 
 import importlib
-import os
+import itertools
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from experiments.benchmarks import machine
+from experiments.benchmarks import machine, outputs, peers
 from experiments.flags import refuse_arguments
 from experiments.progress import show_own_messages
 from ss_gan_tf.config import ARMS
@@ -53,27 +55,58 @@ def chosen(what: str) -> Sequence[str]:
     return [what]
 
 
-def benchmark(what: str, values: flags.FlagValues) -> dict[str, Any]:
+def check(what: str, values: flags.FlagValues):
+    """Lets pass what can be measured, before the first minute is spent.
+
+    Raises:
+        ValueError: there is no such measurement, a peer is not installed, or a flag is
+            given that nothing of it reads.
+    """
+    modules = [MODULES[name] for name in chosen(what)]
+    read = {name for module in modules for name in module.READS}
+    for name in {name for module in MODULES.values() for name in module.READS} - read:
+        if values[name].present:
+            raise ValueError(
+                f"{name}={values[name].value}: does nothing with --what={what}; leave "
+                "the flag out"
+            )
+    for module in modules:
+        if hasattr(module, "check"):
+            module.check(values)
+
+
+def benchmark(
+    what: str,
+    values: flags.FlagValues,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Measures and prints.
 
     Args:
         what: a key of `MODULES`, or "all".
         values: the parsed flags.
+        keep: called with what there is, after each measurement.
 
     Returns:
         JSON-ready: "machine", and "results" with one entry for each measurement.
 
     Raises:
-        ValueError: there is no such measurement, or a setting that cannot be.
+        ValueError: see `check`, or a setting that cannot be.
         OSError: there is no room for the files it needs.
     """
     names = chosen(what)
-    result = {"machine": machine.describe_machine(), "results": {}}
+    check(what, values)
+    described = machine.describe_machine()
+    if "peer" in values and values.peer != "none":
+        found = (getattr(MODULES[name], "PEERS", ()) for name in names)
+        described["peers"] = peers.versions(*dict.fromkeys(itertools.chain(*found)))
+    result = {"machine": described, "results": {}}
     print(machine.format_machine(result["machine"]))
     for name in names:
         print(f"\n--- {name} ---", flush=True)
         result["results"][name] = MODULES[name].run(values)
         print(MODULES[name].format(result["results"][name]), flush=True)
+        keep(result)
     return result
 
 
@@ -81,15 +114,21 @@ def main(argv):
     """Measures as the flags say; exits with 1 and one line when it cannot."""
     refuse_arguments(argv)
     show_own_messages()
-    try:
-        if FLAGS.json:  # minutes later would be a bad time to find this out
-            os.makedirs(os.path.dirname(os.path.abspath(FLAGS.json)), exist_ok=True)
-            if os.path.isdir(FLAGS.json):
-                raise ValueError(f"json={FLAGS.json}: is a folder.")
-        result = benchmark(FLAGS.what, FLAGS)
+    # Told to stop, leave by an exception, which ends the measured processes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))
+
+    def keep(result):
         if FLAGS.json:
             write_metrics(result, FLAGS.json)
+
+    try:
+        if FLAGS.json:
+            outputs.make_room(FLAGS.json)
+        benchmark(FLAGS.what, FLAGS, keep)
+        if FLAGS.json:
             print(f"\n{FLAGS.json}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
 

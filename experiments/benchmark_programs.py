@@ -15,12 +15,14 @@ import datetime
 import importlib.util
 import json
 import os
+import platform
 import sys
 from typing import Any
 
 from absl import app, flags
 
-from experiments.benchmarks import jax_programs, peers, step_rows, workers
+from experiments.benchmarks import jax_programs, outputs, peers, step_rows, workers
+from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -90,7 +92,9 @@ def benchmark(values: flags.FlagValues) -> dict[str, Any]:
         row["data_sheet_share"] = _share_of_data_sheet(machine["device"], row)
     sizes = ("arm", "crop_size", "batch_size", "num_classes", "width")
     return {
-        "machine": machine | {"date": _now()},
+        "machine": machine
+        | {"date": _now(), "python": platform.python_version()}
+        | {"peers": peers.versions("torch") if values.peer == "torch" else {}},
         "written": manifest["machine"],
         "settings": {name: manifest["settings"][name] for name in sizes}
         | {"repeats": values.repeats},
@@ -142,8 +146,8 @@ def main(argv):
     if argv[1:]:
         sys.exit(f"error: not a flag: {' '.join(argv[1:])}")
     try:
-        if FLAGS.json:  # minutes later would be a bad time to find this out
-            os.makedirs(os.path.dirname(os.path.abspath(FLAGS.json)), exist_ok=True)
+        if FLAGS.json:
+            outputs.make_room(FLAGS.json)
         result = benchmark(FLAGS)
         print(format(result))
         if FLAGS.json:
@@ -151,7 +155,9 @@ def main(argv):
                 json.dump(result, file, indent=2)
             print(f"\n{FLAGS.json}")
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
 
 
 if __name__ == "__main__":

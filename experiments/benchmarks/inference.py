@@ -17,12 +17,25 @@ from experiments.benchmarks import peers, timing, workers
 
 SIZES = {"500x500": (500, 500), "2048x1024": (1024, 2048)}  # name -> (H, W)
 
+READS = ("arm", "num_classes", "width", "peer", "image_size")
+PEERS = ("torch", "onnxruntime", "tf2onnx")
+
 
 def define_flags():
     """The flags of this measurement; `step` defines those of the networks."""
     flags.DEFINE_multi_enum(
         "image_size", list(SIZES), list(SIZES), "inference: width x height."
     )
+
+
+def check(values: flags.FlagValues):
+    """Lets pass what can be measured.
+
+    Raises:
+        ValueError: the peers are not installed.
+    """
+    if values.peer == "torch":
+        peers.require(*PEERS)
 
 
 def run(values: flags.FlagValues) -> dict[str, Any]:
@@ -38,9 +51,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     Raises:
         ValueError: the peers are not installed, or a measured process failed.
     """
+    check(values)
     with_peers = values.peer == "torch"
-    if with_peers:
-        peers.require("torch", "onnxruntime", "tf2onnx")
     settings = {name: getattr(values, name) for name in ("arm", "num_classes", "width")}
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

@@ -71,6 +71,8 @@ CASES = (
 )
 BATCH_SIZE = 2
 
+READS = ("bench_dir",)
+
 
 def define_flags():
     """Defines the flags of this measurement."""

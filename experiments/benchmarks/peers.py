@@ -1,5 +1,6 @@
 """Whether what ours is compared with is installed."""
 
+import importlib.metadata
 import importlib.util
 
 
@@ -14,3 +15,14 @@ def require(*modules: str):
         raise ValueError(
             f"{', '.join(missing)} is not installed: pip install 'ss_gan_tf[peers]'"
         )
+
+
+def versions(*modules: str) -> dict[str, str]:
+    """Version of each module's package that is installed; it is not loaded."""
+    found = {}
+    for name in modules:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -12,8 +12,15 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks import peers, step_rows
-from experiments.benchmarks.step_rows import PHASES, PRODUCT_SIZE, drawn_batch
+from experiments.benchmarks.step_rows import KEEPS, PHASES, PRODUCT_SIZE, drawn_batch
 from ss_gan_tf import config as config_lib
+
+
+READS = (
+    "arm", "crop_size", "batch_size", "num_classes", "width", "precision",
+    "jit_compile", "phase", "peer", "peer_compile", "peak_memory", "write_programs",
+)  # fmt: skip
+PEERS = ("torch",)
 
 
 def define_flags():
@@ -46,6 +53,19 @@ def define_flags():
 # --- Measuring ---------------------------------------------------------------
 
 
+def check(values: flags.FlagValues):
+    """Lets pass what can be measured.
+
+    Raises:
+        ValueError: the peer is not installed, or what belongs to it is asked for
+            without it.
+    """
+    if values.peer == "torch":
+        peers.require(*PEERS)
+    elif values.peer_compile:
+        raise ValueError("peer_compile=True: does nothing without --peer=torch")
+
+
 def run(values: flags.FlagValues) -> dict[str, Any]:
     """Times the steps, or writes them.
 
@@ -55,8 +75,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     Returns:
         "settings", and "written" (folders) or "rows" with seconds, images_per_second,
         flops, rate (flops a second), share (of the measured matrix product's rate),
-        peak_memory (bytes), to_phase1 and to_peer (ratios of medians; None where there
-        is no partner).
+        peak_memory (bytes), to_phase1, to_peer and to_fastest (ratios of medians; None
+        where there is no partner).
 
     Raises:
         ValueError: the peer is not installed, or a step failed.
@@ -64,13 +84,13 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     """
     if values.write_programs:
         return write(values)
-    if values.peer == "torch":
-        peers.require("torch")
+    check(values)
     settings = _sizes(values)
     rows = []
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
-        libraries += ["torch"] * (values.peer == "torch")
+        if values.peer == "torch":
+            libraries += ["torch", KEEPS]
         libraries += ["torch.compile"] * (
             values.peer == "torch" and values.peer_compile
         )

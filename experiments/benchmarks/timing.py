@@ -5,8 +5,14 @@ reported as a median with its range.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+
+
+def tell(number: int, total: int):
+    """A line for those who wait."""
+    print(f"round {number} of {total}", file=sys.stderr, flush=True)
 
 
 def interleave(
@@ -15,6 +21,7 @@ def interleave(
     *,
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    report: Callable[[int, int], None] = tell,
 ) -> dict[str, list[float]]:
     """Measures variants in turns: forth, back, forth, ...
 
@@ -26,6 +33,8 @@ def interleave(
         repeats: Rounds that count.
         warmup: Rounds before them, which compile and fill caches.
         clock: Seconds.
+        report: Called after each round with its number and how many there are, those
+            of the warm-up included.
 
     Returns:
         Name -> seconds of each counted round, in order.
@@ -44,15 +53,17 @@ def interleave(
             elapsed = clock() - start
             if number >= 0:
                 seconds[name].append(elapsed)
+        report(number + warmup + 1, warmup + repeats)
     return seconds
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest of measured values."""
+def spread(values: Sequence[float]) -> dict[str, float | list[float]]:
+    """Median, lowest and highest of measured values, and the values by round."""
     return {
         "median": statistics.median(values),
         "lowest": min(values),
         "highest": max(values),
+        "rounds": list(values),
     }
 
 

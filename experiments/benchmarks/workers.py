@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import re
 import resource
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -70,6 +71,8 @@ class Worker:
 
 
 def _serve(pipe, builder, settings):
+    # Ctrl-C reaches every process of a terminal; who asks for the work ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, _, function = builder.partition(":")
     try:
         work = getattr(importlib.import_module(module), function)(settings)

@@ -1,6 +1,9 @@
 """The program offers what has a module, prints it and keeps it."""
 
 import json
+import os
+import signal
+import time
 import types
 
 import pytest
@@ -12,6 +15,7 @@ from experiments import benchmark
 def measurement(value):
     """A module as `experiments.benchmarks` has them, which measures nothing."""
     return types.SimpleNamespace(
+        READS=("arm", f"size_of_{value}"),
         define_flags=lambda: flags.DEFINE_integer(f"size_of_{value}", 1, "Size."),
         run=lambda flags_values: {"rows": [value], "arm": flags_values.arm},
         format=lambda result: f"measured {result['rows'][0]} of {result['arm']}",
@@ -75,6 +79,68 @@ def test_json_that_cannot_be_written_is_found_first(program, tmp_path, capsys):
             program(f"--json={path}")
         assert end.value.code.startswith("error: ") and "\n" not in end.value.code
     assert "measured" not in capsys.readouterr().out
+
+
+def test_a_flag_that_does_nothing_is_refused_first(program, capsys):
+    program("--what=all", "--size_of_a=2")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        program("--what=step", "--size_of_a=2")
+    assert end.value.code == (
+        "error: size_of_a=2: does nothing with --what=step; leave the flag out"
+    )
+    assert "measured" not in capsys.readouterr().out
+
+
+def test_what_is_missing_is_found_before_anything_is_measured(program, capsys):
+    def check(values):
+        raise ValueError("tf2onnx is not installed")
+
+    benchmark.MODULES["step"].check = check
+    with pytest.raises(SystemExit) as end:
+        program("--what=all")
+    assert end.value.code == "error: tf2onnx is not installed"
+    assert "measured" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["raise", "SIGTERM", "SIGINT"])
+def test_what_was_measured_before_the_end_is_kept(program, tmp_path, how):
+    def run(values):
+        if how == "raise":
+            raise ValueError("no memory")
+        os.kill(os.getpid(), signal.Signals[how])
+        time.sleep(10)
+
+    benchmark.MODULES["step"].run = run
+    path = tmp_path / "speed.json"
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            program("--what=all", f"--json={path}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    texts = {"raise": "no memory", "SIGTERM": "told to stop", "SIGINT": "interrupted"}
+    assert end.value.code == f"error: {texts[how]}"
+    assert list(json.loads(path.read_text())["results"]) == ["input"]
+
+
+def test_every_flag_is_read_by_a_measurement():
+    """So that one which does nothing is noticed."""
+    values = flags.FlagValues()
+    defined = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("enum", "bool", "integer", "float", "string", "multi_enum"):
+            define = getattr(flags, f"DEFINE_{name}")
+            patch.setattr(
+                f"absl.flags.DEFINE_{name}",
+                lambda *args, define=define, **kwargs: (
+                    defined.add(args[0]),
+                    define(*args, flag_values=values, **kwargs),
+                ),
+            )
+        benchmark.define_flags()
+    read = {name for module in benchmark.MODULES.values() for name in module.READS}
+    assert defined == read | {"what", "repeats", "json"}
 
 
 def test_measurements_offered_are_those_with_a_module():

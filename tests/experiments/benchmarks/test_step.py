@@ -81,13 +81,19 @@ def test_ratios_and_table():
         row("ours, jit off", "control", 3.3),
         row("ours, jit off", "adversarial", 4.5),
         row("torch", "phase1", 6.0),
+        row(step_rows.KEEPS, "phase1", 4.0),
     ]
     rows = step_rows.with_ratios(rows)
-    # 3 / 6, 3.3 / 6 (phase 2 without A is phase 1), no partner, itself.
-    assert [r["to_peer"] for r in rows] == [0.5, pytest.approx(0.55), None, 1.0]
+    # 3 / 6, 3.3 / 6 (phase 2 without A is phase 1), no partner, itself, 4 / 6.
+    expected = [0.5, 0.55, None, 1.0, 2 / 3]
+    assert [r["to_peer"] for r in rows] == pytest.approx(expected)
+    # To the faster of PyTorch's two.
+    expected = [0.75, 0.825, None, 1.5, 1.0]
+    assert [r["to_fastest"] for r in rows] == pytest.approx(expected)
     # 3 / 3, 3.3 / 3, 4.5 / 3, itself.
-    assert [r["to_phase1"] for r in rows] == [1.0, pytest.approx(1.1), 1.5, 1.0]
+    expected = [1.0, 1.1, 1.5, 1.0, 1.0]
+    assert [r["to_phase1"] for r in rows] == pytest.approx(expected)
     text = step.format({"settings": {**SETTINGS, "repeats": 1}, "rows": rows})
     assert "2 images" not in text and "1 images of 64 x 64" in text
     lines = text.splitlines()[2:]
-    assert len(lines) == 5 and lines[3].split()[-2:] == ["1.50", "-"]
+    assert len(lines) == 6 and lines[3].split()[-3:] == ["1.50", "-", "-"]

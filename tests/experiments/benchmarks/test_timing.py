@@ -33,7 +33,11 @@ def test_rounds_go_forth_and_back_and_the_warm_up_does_not_count():
         "b": clock.work("b", 60, 10, 20, 30),
         "c": clock.work("c", 70, 0.5, 0.25, 0.125),
     }
-    seconds = interleave(variants, 3, clock=clock)
+    told = []
+    seconds = interleave(
+        variants, 3, clock=clock, report=lambda *number: told.append(number)
+    )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     # Round -1 is the warm-up; rounds of odd number run backwards.
     assert "".join(clock.order) == "cba" + "abc" + "cba" + "abc"
     assert seconds == {"a": [1, 2, 3], "b": [10, 20, 30], "c": [0.5, 0.25, 0.125]}
@@ -56,7 +60,7 @@ def test_nothing_to_measure(variants, repeats):
 
 def test_spread():
     # Sorted 1, 2, 4, 9: the median lies between 2 and 4.
-    expected = {"median": 3, "lowest": 1, "highest": 9}
+    expected = {"median": 3, "lowest": 1, "highest": 9, "rounds": [4, 1, 9, 2]}
     assert spread([4, 1, 9, 2]) == expected
 
 
