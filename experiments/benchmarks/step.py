@@ -15,7 +15,6 @@ from experiments.benchmarks import peers, step_rows
 from experiments.benchmarks.step_rows import KEEPS, PHASES, PRODUCT_SIZE, drawn_batch
 from ss_gan_tf import config as config_lib
 
-
 READS = (
     "arm", "crop_size", "batch_size", "num_classes", "width", "precision",
     "jit_compile", "phase", "peer", "peer_compile", "peak_memory", "write_programs",

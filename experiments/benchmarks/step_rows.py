@@ -101,9 +101,10 @@ def measure(
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds to_phase1, to_peer and to_fastest: ratios of medians, None without a partner.
+    """Adds to_phase1, to_peer and to_fastest: ratios of medians.
 
-    to_peer is to PyTorch as it comes, to_fastest to the fastest of its rows.
+    None without a partner. to_peer is to PyTorch as it comes, to_fastest to the fastest
+    of its rows.
     """
     by_key = {(r["library"], r["precision"], r["phase"]): r for r in rows}
     for (library, precision, phase), row in by_key.items():

@@ -187,10 +187,10 @@ def valid_cells(label, ignore_label, verdicts):
 def build_peer(settings):
     """The peer's steps by phase, on the batch that ours sees.
 
-    The library "torch" leaves the allocator as it comes, `KEEPS` and torch.compile keep
-    freed memory as ours does. On a GPU float32 goes through TF32, as it does in XLA, and
-    cuDNN looks for its fastest kernels; there "peak_memory" is the most that lay on the
-    device.
+    The library "torch" leaves the allocator as it comes, `step_rows.KEEPS` and
+    torch.compile keep freed memory as ours does. On a GPU float32 goes through TF32, as
+    it does in XLA, and cuDNN looks for its fastest kernels; there "peak_memory" is the
+    most that lay on the device.
     """
     if settings["library"] != "torch":
         keep_freed_memory()
