@@ -22,7 +22,6 @@ from typing import Any
 from absl import app, flags
 
 from experiments.benchmarks import jax_programs, outputs, peers, step_rows, workers
-from ss_gan_tf.messages import one_line
 
 FLAGS = flags.FLAGS
 
@@ -155,7 +154,7 @@ def main(argv):
                 json.dump(result, file, indent=2)
             print(f"\n{FLAGS.json}")
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
 

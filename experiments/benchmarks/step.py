@@ -89,10 +89,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
         if values.peer == "torch":
-            libraries += ["torch", KEEPS]
-        libraries += ["torch.compile"] * (
-            values.peer == "torch" and values.peer_compile
-        )
+            libraries += ["torch", f"torch{KEEPS}"]
+            libraries += [f"torch.compile{KEEPS}"] * values.peer_compile
         specs = {
             library: {
                 **settings,

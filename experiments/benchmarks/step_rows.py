@@ -9,7 +9,7 @@ import numpy as np
 from experiments.benchmarks import timing, workers
 
 PHASES = ("phase1", "control", "adversarial")
-KEEPS = "torch, keeps memory"  # the peer with the allocator's settings of ours
+KEEPS = ", keeps memory"  # of a peer with the allocator's settings of ours
 PRODUCT_SIZE = 2048  # side of the matrices that measure the machine's rate
 
 # What a worker offers besides its steps.

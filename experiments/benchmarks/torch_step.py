@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from experiments.benchmarks import torch_networks
-from experiments.benchmarks.step_rows import drawn_batch
+from experiments.benchmarks.step_rows import KEEPS, drawn_batch
 from experiments.benchmarks.torch_networks import area_pool
-from ss_gan_tf.allocation import keep_freed_memory
 
 
 def make_segmentation_step(generator, optimizer, ignore_label=255, bfloat16=False):
@@ -187,12 +186,14 @@ def valid_cells(label, ignore_label, verdicts):
 def build_peer(settings):
     """The peer's steps by phase, on the batch that ours sees.
 
-    The library "torch" leaves the allocator as it comes, `step_rows.KEEPS` and
-    torch.compile keep freed memory as ours does. On a GPU float32 goes through TF32, as
-    it does in XLA, and cuDNN looks for its fastest kernels; there "peak_memory" is the
-    most that lay on the device.
+    A library that ends in `step_rows.KEEPS` keeps freed memory as ours does: for CPUs.
+    On a GPU float32 goes through TF32, as it does in XLA, and cuDNN looks for its
+    fastest kernels; there "peak_memory" is the most that lay on the device.
     """
-    if settings["library"] != "torch":
+    if settings["library"].endswith(KEEPS):
+        # Not at the top: a machine without TensorFlow imports this file.
+        from ss_gan_tf.allocation import keep_freed_memory
+
         keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = settings.get("device", "cpu")
@@ -202,7 +203,7 @@ def build_peer(settings):
     sizes = (backbone, settings["num_classes"], settings["width"])
     generator = torch_networks.build_generator(*sizes).to(device)
     compiled = generator
-    if settings["library"] == "torch.compile":
+    if settings["library"].startswith("torch.compile"):
         compiled = torch.compile(generator)
     weights = [weight for weight in generator.parameters() if weight.requires_grad]
     adam = torch.optim.Adam(weights, 1e-4, eps=1e-7, fused=True)

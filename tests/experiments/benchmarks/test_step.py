@@ -81,7 +81,7 @@ def test_ratios_and_table():
         row("ours, jit off", "control", 3.3),
         row("ours, jit off", "adversarial", 4.5),
         row("torch", "phase1", 6.0),
-        row(step_rows.KEEPS, "phase1", 4.0),
+        row(f"torch{step_rows.KEEPS}", "phase1", 4.0),
     ]
     rows = step_rows.with_ratios(rows)
     # 3 / 6, 3.3 / 6 (phase 2 without A is phase 1), no partner, itself, 4 / 6.
