@@ -113,12 +113,15 @@ def test_what_was_measured_before_the_end_is_kept(program, tmp_path, how):
 
     benchmark.MODULES["step"].run = run
     path = tmp_path / "speed.json"
-    before = signal.getsignal(signal.SIGTERM)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    # A process in the background of a shell is deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as end:
             program("--what=all", f"--json={path}")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     texts = {"raise": "no memory", "SIGTERM": "told to stop", "SIGINT": "interrupted"}
     assert end.value.code == f"error: {texts[how]}"
     assert list(json.loads(path.read_text())["results"]) == ["input"]
