@@ -4,7 +4,7 @@ python -m experiments.benchmark --what=input
 
 prints the machine, then one or more tables with the median and the range of
 interleaved rounds. --json=FILE keeps all of it, from the first finished table on.
---what=all takes an hour or two on two cores.
+--what=all at full width takes tens of minutes on two cores.
 """
 
 import importlib
