@@ -64,8 +64,8 @@ def check(what: str, values: flags.FlagValues):
     """
     modules = [MODULES[name] for name in chosen(what)]
     read = {name for module in modules for name in module.READS}
-    for name in {name for module in MODULES.values() for name in module.READS} - read:
-        if values[name].present:
+    for name in itertools.chain(*(module.READS for module in MODULES.values())):
+        if name not in read and values[name].present:
             raise ValueError(
                 f"{name}={values[name].value}: does nothing with --what={what}; leave "
                 "the flag out"

@@ -103,15 +103,15 @@ def run_variants(
     plan = [(REFERENCE, seed) for seed in seeds]
     plan += [(v, config.seed) for v in VARIANTS if v in wanted and v != REFERENCE]
     makers = dict.fromkeys(of_torch, make_torch_stages) | {YARDSTICK: _rounded_stages}
+    digests = open_dataset(config.dataset, data_dir).digests
     runs = {}
     for variant, seed in plan:
         changed = dataclasses.replace(
             config, **VARIANTS[variant], seed=seed, log_every=1
         )
         make_stages = makers.get(variant, stages.make_stages)
-        runs[variant, seed] = _run(
-            changed, data_dir, os.path.join(workdir, f"{variant}-{seed}"), make_stages
-        )
+        place = os.path.join(workdir, f"{variant}-{seed}")
+        runs[variant, seed] = _run(changed, digests, data_dir, place, make_stages)
         if report:
             miou = 100 * runs[variant, seed]["miou"]
             report(f"{variant}, seed {seed}: mIoU {miou:.2f} %")
@@ -127,10 +127,9 @@ def _rounded_stages(config, networks, *args, **kwargs):
     return stages.make_stages(config, networks, *args, **kwargs)
 
 
-def _run(config, data_dir, place, make_stages):
+def _run(config, digests, data_dir, place, make_stages):
     """Losses of every step and the last mIoU; from the file where there is one."""
     path, settings = f"{place}.json", json.loads(config.to_json())
-    digests = open_dataset(config.dataset, data_dir).digests
     if not os.path.exists(path):
         _make(config, settings, digests, data_dir, place, path, make_stages)
     kept = read_json(path, ("config", "losses", "miou"))

@@ -126,6 +126,16 @@ class Settings:
         if self.config.lambda_adv == 0:
             raise ValueError("lambda_adv=0.0: the study runs the control by itself")
 
+    def other_splits(self, digests: dict[str, str]) -> list[str]:
+        """Splits that its runs use, and whose examples are not those of its data.
+
+        Args:
+            digests: split -> digest of data of the same name; of others not known.
+        """
+        config = self.config
+        splits = dict.fromkeys((config.train_split, config.val_split, *self.splits))
+        return checkpoints.other_splits(digests, self.digests, splits)
+
 
 def check_backbones(names: Sequence[str]) -> tuple[str, ...]:
     """The backbones of a study.
@@ -463,8 +473,6 @@ def open_study(settings, workdir) -> dict[str, Any]:
 
 def _check_data(settings, workdir, names):
     """Refuses to mix runs on other data: their comparison would be none."""
-    config = settings.config
-    splits = dict.fromkeys((config.train_split, config.val_split, *settings.splits))
     for name in names:
         folder = os.path.join(workdir, name)
         if not os.path.isfile(os.path.join(folder, "run.json")):
@@ -473,9 +481,9 @@ def _check_data(settings, workdir, names):
             run = checkpoints.read_run(folder)
         except ValueError:  # fails by itself, if it is needed
             continue
-        if other := run.other_splits(settings.digests, splits):
+        if other := settings.other_splits(run.data_digests):
             raise ValueError(
-                f"{folder}: its {config.dataset} had other examples of "
+                f"{folder}: its {settings.config.dataset} had other examples of "
                 f"{' and '.join(other)} than those prepared now; choose another "
                 "--workdir, or prepare the data as they were"
             )

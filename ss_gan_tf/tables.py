@@ -13,7 +13,7 @@ from ss_gan_tf.comparison import Comparison, Result
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.datasets import DATASETS
 from ss_gan_tf.page import Table, Text
-from ss_gan_tf.words import DASH, difference, interval, number, signed, spread
+from ss_gan_tf.words import DASH, differ, difference, interval, number, signed, spread
 
 NAMES = {
     "phase1": "phase 1",
@@ -64,10 +64,7 @@ class Tables:
                 text = comparison.conclude(gains, name)
                 unfair = self.compared.unfair(group, role, self.split)
                 if unfair:
-                    text = (
-                        f"Against {name}: not comparable, the runs differ in "
-                        f"{', '.join(unfair)} too."
-                    )
+                    text = f"Against {name}: not comparable, {differ(unfair)}"
                 if role == "phase1" and gains:
                     text += " The extra steps alone may do this."
                 blocks.append(Text(text, strong=role == "control"))
@@ -169,9 +166,8 @@ class Tables:
                 best = self.compared.gains(group, role, of_best)
                 if best and (unfair := self.compared.unfair(group, role, of_best)):
                     best = []
-                    told = f"{self.name(group)}, best checkpoints, {NAMES[role]}: not "
-                    told += f"comparable, the runs differ in {', '.join(unfair)} too."
-                    blocks.append(Text(told))
+                    told = f"{self.name(group)}, best checkpoints, {NAMES[role]}: "
+                    blocks.append(Text(f"{told}not comparable, {differ(unfair)}"))
                 for gain in gains:
                     rows.append(
                         [

@@ -6,7 +6,7 @@ from ss_gan_tf import comparison, figures
 from ss_gan_tf.bootstrap import seed_spread
 from ss_gan_tf.page import Picture, Pictures, Table, Text
 from ss_gan_tf.tables import NAMES, Tables
-from ss_gan_tf.words import DASH, interval, signed, slug
+from ss_gan_tf.words import DASH, differ, interval, signed, slug
 
 
 def choose(
@@ -163,6 +163,6 @@ def _conclusion(made, group, name) -> str:
     if made.split == made.val:
         return text + "The choice flatters its gain there, and no other split was read."
     if unfair := made.compared.unfair(group, "control", made.split, of=name):
-        return text + f"Not comparable, the runs differ in {', '.join(unfair)} too."
+        return f"{text}Not comparable, {differ(unfair)}"
     gains = made.compared.gains(group, "control", made.split, of=name)
     return f"{text}On {made.split}: {comparison.conclude(gains, NAMES['control'])}"

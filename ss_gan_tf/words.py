@@ -42,3 +42,8 @@ def difference(ours: Sequence[float], theirs: float | None) -> str:
 def slug(*words: str) -> str:
     """Words as part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def differ(unfair: Sequence[str]) -> str:
+    """Why two runs are not comparable: the end of a sentence."""
+    return f"the runs differ in {', '.join(unfair)} too."

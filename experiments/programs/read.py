@@ -47,14 +47,11 @@ def read_study(
     machine = results.read_json(os.path.join(output, "machine.json"), needed)
     data = open_dataset(settings.config.dataset, settings.data_dir)
     written = machine["written"]
-    config = settings.config
-    splits = dict.fromkeys((config.train_split, config.val_split, *settings.splits))
-    if other := checkpoints.other_splits(
-        written.get("data_digests", {}), settings.digests, splits
-    ):
+    if other := settings.other_splits(written.get("data_digests", {})):
         raise ValueError(
             f"{output}: its programs were written with other examples of "
-            f"{' and '.join(other)} of {config.dataset} than those prepared now"
+            f"{' and '.join(other)} of {settings.config.dataset} than those prepared "
+            "now"
         )
     made = study.open_study(settings, workdir)
     made["machine"] = {
