@@ -88,7 +88,8 @@ def benchmark(
         keep: called with what there is, after each measurement.
 
     Returns:
-        JSON-ready: "machine", and "results" with one entry for each measurement.
+        JSON-ready: "machine", "results" with one entry for each measurement, and
+        "finished": whether it is all that was asked for.
 
     Raises:
         ValueError: see `check`, or a setting that cannot be.
@@ -100,12 +101,13 @@ def benchmark(
     if "peer" in values and values.peer != "none":
         found = (getattr(MODULES[name], "PEERS", ()) for name in names)
         described["peers"] = peers.versions(*dict.fromkeys(itertools.chain(*found)))
-    result = {"machine": described, "results": {}}
+    result = {"machine": described, "results": {}, "finished": False}
     print(machine.format_machine(result["machine"]))
     for name in names:
         print(f"\n--- {name} ---", flush=True)
         result["results"][name] = MODULES[name].run(values)
         print(MODULES[name].format(result["results"][name]), flush=True)
+        result["finished"] = list(result["results"]) == names
         keep(result)
     return result
 

@@ -24,9 +24,7 @@ def keep_freed_memory() -> bool:
         Whether glibc took the settings: False where the C library is another one. They
         do nothing for an allocator that was loaded in its place (LD_PRELOAD).
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _mallopt()
     if mallopt is None:
         return False
     settings = {
@@ -40,3 +38,14 @@ def keep_freed_memory() -> bool:
         _ARENA_MAX: 1,
     }
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def can_keep_freed_memory() -> bool:
+    """Whether this C library knows the settings of `keep_freed_memory`."""
+    return _mallopt() is not None
+
+
+def _mallopt():
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "mallopt", None)

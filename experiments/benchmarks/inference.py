@@ -15,6 +15,7 @@ from absl import flags
 
 from experiments.benchmarks import peers, timing, workers
 
+TORCH_FILE = "torch.pt"  # the weights for PyTorch, beside the export
 SIZES = {"500x500": (500, 500), "2048x1024": (1024, 2048)}  # name -> (H, W)
 
 READS = ("arm", "num_classes", "width", "peer", "image_size")
@@ -32,10 +33,11 @@ def check(values: flags.FlagValues):
     """Lets pass what can be measured.
 
     Raises:
-        ValueError: the peers are not installed.
+        ValueError: the peers are not installed, or there is a GPU.
     """
     if values.peer == "torch":
         peers.require(*PEERS)
+        peers.require_cpu()
 
 
 def run(values: flags.FlagValues) -> dict[str, Any]:
@@ -57,9 +59,8 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         spec = settings | {"folder": folder, "sizes": values.image_size}
-        with workers.Worker(
-            f"{__name__}:build_export", spec | {"onnx": with_peers}
-        ) as w:
+        export = spec | {"peers": with_peers}
+        with workers.Worker(f"{__name__}:build_export", export) as w:
             w.call("export")
         builders = {"ours": "build_saved_model"}
         if with_peers:
@@ -148,8 +149,9 @@ def build_export(settings):
     def write():
         classes = settings["num_classes"]
         folder = os.path.join(settings["folder"], "model")
+        generator = _generator(settings)
         export(
-            _generator(settings),
+            generator,
             folder,
             class_names=[str(number) for number in range(classes)],
             class_colors=[(number, 0, 0) for number in range(classes)],
@@ -157,8 +159,9 @@ def build_export(settings):
             normalize=normalize,
             metadata={},
         )
-        if settings["onnx"]:
+        if settings["peers"]:
             add_onnx(folder)
+            _write_torch(generator, settings)
 
     return {"export": write}
 
@@ -183,7 +186,7 @@ def build_onnx(settings):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = workers.available_cores()
     session = onnxruntime.InferenceSession(
         os.path.join(settings["folder"], "model", "model.onnx"),
         options,
@@ -198,22 +201,39 @@ def build_onnx(settings):
     return {name: lambda image=image: work(image) for name, image in images.items()}
 
 
-def build_torch(settings):
-    """The peer's network, channels last, without gradients."""
+def _torch_module(settings):
+    from experiments.benchmarks import torch_networks
+
+    backbone = settings["arm"].removesuffix("_g")
+    return torch_networks.build_generator(
+        backbone, settings["num_classes"], settings["width"]
+    )
+
+
+def _write_torch(generator, settings):
+    """The same weights for PyTorch, and what it takes off the pixels."""
     import torch
 
     from experiments.benchmarks import torch_networks
     from ss_gan_tf.backbones import MEAN_RGB
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    ours = _generator(settings)
-    backbone = settings["arm"].removesuffix("_g")
-    module = torch_networks.build_generator(
-        backbone, settings["num_classes"], settings["width"]
-    )
-    torch_networks.copy_weights(ours, module)
+    module = _torch_module(settings)
+    torch_networks.copy_weights(generator, module)
+    stored = {"weights": module.state_dict(), "mean": torch.tensor(MEAN_RGB)}
+    torch.save(stored, os.path.join(settings["folder"], TORCH_FILE))
+
+
+def build_torch(settings):
+    """The peer's network, channels last, without gradients; TensorFlow is not here."""
+    import torch
+
+    torch.set_num_threads(workers.available_cores())
+    with torch.device("meta"):  # no numbers are drawn that are not used
+        module = _torch_module(settings)
+    stored = torch.load(os.path.join(settings["folder"], TORCH_FILE))
+    module.load_state_dict(stored["weights"], assign=True)
     module.eval()
-    mean = torch.tensor(MEAN_RGB)
+    mean = stored["mean"]
 
     @torch.inference_mode()
     def work(image):

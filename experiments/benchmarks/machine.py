@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import ss_gan_tf
+from experiments.benchmarks import workers
 from ss_gan_tf.machine import describe_machine as describe_hardware
 
 
@@ -22,7 +23,7 @@ def describe_machine() -> dict[str, Any]:
     """
     return describe_hardware() | {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-        "cores": _cores(),
+        "cores": workers.available_cores(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
@@ -46,10 +47,3 @@ def format_machine(machine: dict[str, Any]) -> str:
             f"commit {machine['commit'] or 'unknown'}, {machine['date']}",
         ]
     )
-
-
-def _cores() -> int | None:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()

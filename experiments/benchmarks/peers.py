@@ -17,6 +17,22 @@ def require(*modules: str):
         )
 
 
+def require_cpu():
+    """Lets pass where TensorFlow computes on the CPU, as these peers do.
+
+    Raises:
+        ValueError: it sees a GPU; the line says what compares there.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            "peer=torch: compares on a CPU, and TensorFlow sees a GPU here. Hide it "
+            "with CUDA_VISIBLE_DEVICES=-1, or time steps on it with "
+            "--write_programs and experiments.benchmark_programs"
+        )
+
+
 def versions(*modules: str) -> dict[str, str]:
     """Version of each module's package that is installed; it is not loaded."""
     found = {}

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments.benchmarks import peers, step_rows
 from experiments.benchmarks.step_rows import KEEPS, PHASES, PRODUCT_SIZE, drawn_batch
+from ss_gan_tf import allocation
 from ss_gan_tf import config as config_lib
 
 READS = (
@@ -20,6 +21,8 @@ READS = (
     "jit_compile", "phase", "peer", "peer_compile", "peak_memory", "write_programs",
 )  # fmt: skip
 PEERS = ("torch",)
+# Written programs are for XLA, and measured elsewhere.
+NOT_FOR_PROGRAMS = ("jit_compile", "peer", "peer_compile", "peak_memory")
 
 
 def define_flags():
@@ -56,11 +59,23 @@ def check(values: flags.FlagValues):
     """Lets pass what can be measured.
 
     Raises:
-        ValueError: the peer is not installed, or what belongs to it is asked for
-            without it.
+        ValueError: the peer is not installed, there is a GPU, what belongs to the peer
+            is asked for without it, or what is measured where nothing is.
     """
-    if values.peer == "torch":
+    if values.write_programs:
+        for name in NOT_FOR_PROGRAMS:
+            if values[name].present:
+                raise ValueError(
+                    f"{values[name].serialize()}: does nothing with --write_programs; "
+                    "leave the flag out"
+                )
+    elif values.peer == "torch":
         peers.require(*PEERS)
+        peers.require_cpu()
+        if list(values.phase) == ["control"]:
+            raise ValueError(
+                "phase=control: PyTorch has its phase1 for it; add --phase=phase1"
+            )
     elif values.peer_compile:
         raise ValueError("peer_compile=True: does nothing without --peer=torch")
 
@@ -81,16 +96,18 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
         ValueError: the peer is not installed, or a step failed.
         OSError: the programs could not be written.
     """
+    check(values)
     if values.write_programs:
         return write(values)
-    check(values)
     settings = _sizes(values)
     rows = []
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
         if values.peer == "torch":
-            libraries += ["torch", f"torch{KEEPS}"]
-            libraries += [f"torch.compile{KEEPS}"] * values.peer_compile
+            keeps = [KEEPS] if allocation.can_keep_freed_memory() else []
+            libraries += [f"torch{suffix}" for suffix in ["", *keeps]]
+            if values.peer_compile:
+                libraries.append("".join(["torch.compile", *keeps]))
         specs = {
             library: {
                 **settings,

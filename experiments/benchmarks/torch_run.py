@@ -6,12 +6,12 @@ PyTorch's, bfloat16 is its autocast.
 """
 
 import math
-import os
 
 import numpy as np
 import torch
 
 from experiments.benchmarks import torch_networks, torch_step
+from experiments.benchmarks.workers import available_cores
 from ss_gan_tf import config_rules, stages
 from ss_gan_tf.config import Config
 
@@ -86,7 +86,7 @@ class _Peer:
     """Networks and optimizers in PyTorch, and steps on TensorFlow's batches."""
 
     def __init__(self, config, networks, ignore_label):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(available_cores())
         self.config, self.networks = config, networks
         self.common = {
             "ignore_label": ignore_label,

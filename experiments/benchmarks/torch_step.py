@@ -5,7 +5,6 @@ once, A before G. Images and maps are [B, C, H, W], labels [B, H, W].
 """
 
 import contextlib
-import os
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from experiments.benchmarks import torch_networks
 from experiments.benchmarks.step_rows import KEEPS, drawn_batch
 from experiments.benchmarks.torch_networks import area_pool
+from experiments.benchmarks.workers import available_cores
 
 
 def make_segmentation_step(generator, optimizer, ignore_label=255, bfloat16=False):
@@ -195,7 +195,7 @@ def build_peer(settings):
         from ss_gan_tf.allocation import keep_freed_memory
 
         keep_freed_memory()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(available_cores())
     device = settings.get("device", "cpu")
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True

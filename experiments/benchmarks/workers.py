@@ -1,13 +1,23 @@
 """Measured work in processes of its own: one framework, one peak of memory each."""
 
+import contextlib
 import importlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import re
 import resource
-import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+# What a new process does: a whole interpreter, which knows nothing of this one but
+# where modules lie. multiprocessing would load there what the program began with.
+_BEGIN = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from experiments.benchmarks.workers import serve; serve(int(sys.argv[1]))"
+)
 
 
 class Worker:
@@ -20,18 +30,27 @@ class Worker:
     """
 
     def __init__(self, builder: str, settings: Mapping[str, Any]):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, builder, dict(settings)), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self.names = self._answer()
+        self._pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BEGIN, str(theirs.fileno()), *sys.path],
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C reaches a terminal's group; who asks for the work ends it.
+                start_new_session=True,
+            )
+        try:
+            self._pipe.send((builder, dict(settings)))
+            self.names = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, name: str) -> Any:
         """Does the work called `name` and returns what it returns."""
-        self._pipe.send(name)
+        try:
+            self._pipe.send(name)
+        except BrokenPipeError:  # it has died; the answer is how
+            pass
         return self._answer()
 
     def peak_memory(self) -> int:
@@ -39,10 +58,10 @@ class Worker:
         return self.call("")
 
     def close(self):
-        """Ends the process."""
+        """Ends the process, whatever it is doing."""
         self._pipe.close()
-        self._process.join(10)
         self._process.kill()
+        self._process.wait()
 
     def __enter__(self):
         return self
@@ -58,9 +77,8 @@ class Worker:
         """
         try:
             ok, value = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            code = self._process.exitcode
+        except (EOFError, ConnectionResetError):
+            code = self._process.wait()
             raise ValueError(
                 f"a measured process ended with exit code {code}"
                 + " (out of memory?)" * (code == -9)
@@ -70,21 +88,39 @@ class Worker:
         return value
 
 
-def _serve(pipe, builder, settings):
-    # Ctrl-C reaches every process of a terminal; who asks for the work ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    module, _, function = builder.partition(":")
-    try:
-        work = getattr(importlib.import_module(module), function)(settings)
-        pipe.send((True, list(work)))
-        while True:
+def available_cores() -> int | None:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def serve(descriptor: int):
+    """What a worker's process does until the other end of its pipe is closed."""
+    pipe = multiprocessing.connection.Connection(descriptor)
+    # Gone, the other side waits for no answer.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        builder, settings = pipe.recv()
+        ok, work = _attempt(lambda: _build(builder, settings))
+        pipe.send((ok, list(work) if ok else work))
+        while ok:
             name = pipe.recv()
-            pipe.send((True, work[name]() if name else _peak_memory()))
-    except EOFError:  # the other side has closed
-        return
+            ok, value = _attempt(work[name] if name else _peak_memory)
+            pipe.send((ok, value))
+
+
+def _build(builder, settings):
+    module, _, function = builder.partition(":")
+    return getattr(importlib.import_module(module), function)(settings)
+
+
+def _attempt(function):
+    """(True, what it returns) or (False, a line about its error)."""
+    try:
+        return True, function()
     except Exception as error:  # goes to the other side, whatever it is
         lines = str(error).strip().splitlines() or [""]
-        pipe.send((False, f"{type(error).__name__}: {lines[0]}"))
+        return False, f"{type(error).__name__}: {lines[0]}"
 
 
 def _peak_memory() -> int:

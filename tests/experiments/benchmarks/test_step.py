@@ -1,8 +1,11 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
-from experiments.benchmarks import step, step_rows
+from experiments.benchmarks import peers, step, step_rows
 from ss_gan_tf import dilation
 
 SETTINGS = {
@@ -64,6 +67,59 @@ def test_batch_norm_is_frozen_as_it_is_from_imagenet_weights():
     # 53 convolutions with a bias; in the head 6 without one, each with the two weights
     # of its group norm, and the classifier.
     assert len(updated) == 53 * 2 + 6 * 3 + 2
+
+
+def parsed(*arguments):
+    """The measurement's flags, as a command line gives them."""
+    values = flags.FlagValues()
+    flags.DEFINE_enum("arm", "vgg16_g", ["vgg16_g"], "", flag_values=values)
+    kinds = ("enum", "bool", "integer", "float", "string", "multi_enum")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in kinds:
+            define = functools.partial(
+                getattr(flags, f"DEFINE_{kind}"), flag_values=values
+            )
+            patch.setattr(f"absl.flags.DEFINE_{kind}", define)
+        step.define_flags()
+    values(["benchmark", *arguments])
+    return values
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["--peer_compile"], "peer_compile=True: does nothing without --peer=torch"),
+        (
+            ["--write_programs=P", "--jit_compile=off"],
+            "--jit_compile=off: does nothing",
+        ),
+        (["--write_programs=P", "--peer=torch"], "--peer=torch: does nothing"),
+        (["--write_programs=P", "--nopeak_memory"], "--nopeak_memory: does nothing"),
+        (["--peer=torch", "--phase=control"], "phase=control: PyTorch has its phase1"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(arguments, error, monkeypatch):
+    monkeypatch.setattr(peers, "require", lambda *modules: None)
+    with pytest.raises(ValueError, match=error):
+        step.check(parsed(*arguments))
+
+
+def test_what_does_something_passes(monkeypatch):
+    monkeypatch.setattr(peers, "require", lambda *modules: None)
+    for arguments in (
+        ["--write_programs=P", "--precision=mixed_bfloat16", "--phase=control"],
+        ["--peer=torch", "--peer_compile", "--phase=control", "--phase=phase1"],
+        ["--phase=control", "--jit_compile=auto"],
+    ):
+        step.check(parsed(*arguments))
+
+
+def test_peers_are_refused_where_they_would_not_share_the_device(monkeypatch):
+    monkeypatch.setattr(peers, "require", lambda *modules: None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    with pytest.raises(ValueError, match="peer=torch: compares on a CPU"):
+        step.check(parsed("--peer=torch"))
+    step.check(parsed())
 
 
 def row(library, phase, seconds):
