@@ -32,7 +32,7 @@ from data_prep.progress import SplitProgress
 from data_prep.staging import Staging, alone_in
 from data_prep.synthetic.synthetic_dataset_builder import Builder as Synthetic
 from data_prep.synthetic.synthetic_dataset_builder import split_counts
-from data_prep.verify import verify
+from data_prep.verify import add_digests, verify
 from data_prep.voc_sbd.voc_sbd_dataset_builder import Builder as VocSbd
 from ss_gan_tf.messages import one_line
 
@@ -237,9 +237,14 @@ def main(argv: list[str]) -> None:
         )
         print(f"{done}: {describe(builder)}")
         if FLAGS.verify:
-            totals = verify(Path(builder.data_dir), SplitProgress())
+            folder = Path(builder.data_dir)
+            totals = verify(folder, SplitProgress())
             number = sum(total.examples for total in totals.values())
             print(f"Verified: {number} examples of {len(totals)} splits")
+            try:
+                add_digests(folder, totals)
+            except OSError as error:  # others' data: whole, and not ours to write to
+                print(f"The summary has no digests and takes none: {one_line(error)}")
     except (SourceError, OSError) as error:
         sys.exit(f"prepare: {one_line(error)}")
 

@@ -1,5 +1,6 @@
 """Reads a prepared data set again and checks every example."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,6 @@ def verify(
     folder: Path, progress: ProgressFunction | None = None
 ) -> dict[str, SplitCount]:
     """Decodes every image and label and holds the totals against the summary.
-
-    Digests that the summary lacks, as those of data prepared by earlier versions do,
-    are added to it.
 
     Args:
         folder: DATA/NAME/VERSION.
@@ -47,12 +45,31 @@ def verify(
                     f"{folder}: {split} has {key} {found[key]}, but the summary says "
                     f"{expected[key]}; prepare it again."
                 )
-    lacking = [split for split in known if "digest" not in known[split]]
-    for split in set(lacking) & set(totals):
+    return totals
+
+
+def add_digests(folder: Path, totals: Mapping[str, SplitCount]) -> list[str]:
+    """Adds to the summary what data prepared by earlier versions lack in it.
+
+    Args:
+        folder: DATA/NAME/VERSION.
+        totals: What `verify` returned for it.
+
+    Returns:
+        The splits that had no digest and have one now.
+
+    Raises:
+        OSError: The summary cannot be written; it stays as it was.
+    """
+    stored = summary.read(folder)
+    known = stored["splits"] if stored else {}
+    lacking = [s for s in totals if s in known and "digest" not in known[s]]
+    for split in lacking:
+        num_classes = len(known[split]["class_pixels"])
         known[split]["digest"] = totals[split].to_dict(num_classes)["digest"]
     if lacking:
         summary.write(stored, folder)
-    return totals
+    return lacking
 
 
 def _verify_split(

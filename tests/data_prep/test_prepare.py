@@ -41,6 +41,15 @@ def test_command_prepares_says_so_and_does_it_once(tmp_path):
     # No folder of downloads, nothing unfinished.
     assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
     assert [path.name for path in (tmp_path / "synthetic").iterdir()] == ["1.0.0"]
+    # Data of an earlier version, in a folder that takes no file.
+    summary = tmp_path / "synthetic" / "1.0.0" / "summary.json"
+    stored = json.loads(summary.read_text())
+    del stored["splits"]["val"]["digest"]
+    summary.write_text(json.dumps(stored))
+    summary.with_name("summary.json.partial").mkdir()
+    third = run(*flags, "--verify")
+    assert third.returncode == 0 and "Verified: 6 examples" in third.stdout
+    assert "The summary has no digests and takes none: " in third.stdout
 
 
 def test_command_ends_in_one_line(draw_folder, tmp_path):

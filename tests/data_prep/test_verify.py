@@ -10,7 +10,7 @@ import pytest
 from data_prep import builder, examples
 from data_prep.archives import SourceError
 from data_prep.prepare import prepare
-from data_prep.verify import verify
+from data_prep.verify import add_digests, verify
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,12 @@ def test_other_images_under_the_same_labels(folder, original):
     stored["splits"]["train"]["digest"] = digest
     del stored["splits"]["val"]["digest"]  # there was none once
     path.write_text(json.dumps(stored))
-    verify(folder)
+    totals = verify(folder)
+    assert "digest" not in json.loads(path.read_text())["splits"]["val"]
+    assert add_digests(folder, totals) == ["val"]
     splits = json.loads(path.read_text())["splits"]
     assert splits["train"]["digest"] == digest
+    assert add_digests(folder, totals) == []
     fresh = json.loads((original / "summary.json").read_text())["splits"]
     assert splits == fresh and len(splits["val"]["digest"]) == 64
 
