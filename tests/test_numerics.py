@@ -110,6 +110,23 @@ def test_runs_on_other_data_are_not_taken(monkeypatch, tmp_path, digests):
         numerics.run_variants(*given)
 
 
+def test_finished_runs_are_shown_where_the_data_are_not(monkeypatch, tmp_path):
+    def train(config, data_dir, workdir, progress, make_stages):
+        (tmp_path / workdir).mkdir()
+        progress("phase1", 1, 1, {"loss/mce": 1.0})
+        return {"miou": 0.5}
+
+    def open_nothing(name, data_dir):
+        raise FileNotFoundError(f"{name} is not prepared")
+
+    monkeypatch.setattr(numerics, "train", train)
+    first = numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2)
+    monkeypatch.setattr(numerics, "open_dataset", open_nothing)
+    assert numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2) == first
+    with pytest.raises(FileNotFoundError):
+        numerics.run_variants(Config(), "DATA", str(tmp_path), [], 3)
+
+
 def test_unknown_variants_are_named():
     with pytest.raises(ValueError, match="variants=float8: must be among float32, "):
         numerics.run_variants(Config(), "DATA", "RUNS", ["float8"])
