@@ -44,13 +44,18 @@ def test_pictures_are_there_and_nothing_names_a_machine(folder):
             assert not re.search(r'["(\s=]/[a-z]+/', path.read_text()), path
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_the_table_of_the_readme_has_its_figures(folder):
+def opened(folder):
+    """The runs of a published study, to be compared."""
     runs = study.read_study(str(folder))["runs"]
-    compared = Comparison(
+    return Comparison(
         read_result(str(folder / name), variant=entry.get("variant"))
         for name, entry in runs.items()
     )
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_table_of_the_readme_has_its_figures(folder):
+    compared = opened(folder)
     readme = (ROOT / "README.md").read_text()
     (group,) = compared.groups
     gains = {gain.seed: gain for gain in compared.gains(group, "control", "test")}
@@ -62,15 +67,49 @@ def test_the_table_of_the_readme_has_its_figures(folder):
         lowest, highest = gain.interval
         cells += [f"{gain.points:+.2f}", f"{lowest:+.2f} to {highest:+.2f}"]
         assert f"| {' | '.join(cells)} |" in readme
-    for role in ("adversarial", "paper"):
-        gains = compared.gains(group, "control", "test", of=role)
-        if not gains:
-            continue
-        seeds = seed_spread([gain.points for gain in gains])
-        said = conclude(gains, "the control")
-        cells = [
-            f"{seeds.mean:+.2f}",
-            f"{seeds.low:+.2f} to {seeds.high:+.2f}",
-            next((word for word in SAID if word in said.lower()), "?"),
-        ]
-        assert f"| {' | '.join(cells)} |" in readme
+
+
+# The rows of README's table of all studies, in its order.
+AT_A_GLANCE = (
+    ("camvid-vgg16-h100", "adversarial"),
+    ("camvid-vgg16", "adversarial"),
+    ("camvid-vgg16-sweep", "adversarial"),
+    ("camvid-vgg16", "paper"),
+    ("camvid-resnet50", "adversarial"),
+    ("camvid-resnet50-paper", "adversarial"),
+    ("camvid-resnet50-paper", "paper"),
+)
+NETWORKS = {"vgg16": "VGG16", "resnet50": "ResNet50"}
+PRESETS = {"adversarial": "`recommended`", "paper": "`paper`"}
+
+
+def test_all_studies_at_a_glance():
+    expected = {}
+    for folder in FOLDERS:
+        compared = opened(folder)
+        (group,) = compared.groups
+        for role, preset in PRESETS.items():
+            gains = compared.gains(group, "control", "test", of=role)
+            if not gains:
+                continue
+            seeds = seed_spread([gain.points for gain in gains])
+            said = conclude(gains, "the control").lower()
+            settings = study.read_study(str(folder))["settings"]
+            (network,) = settings["backbones"]
+            expected[folder.name, role] = (
+                f"{NETWORKS[network]}, {preset}",
+                f"{settings['config']['phase1_steps']:,} + ",
+                f"{seeds.mean:+.2f}",
+                f"{seeds.low:+.2f} to {seeds.high:+.2f}",
+                next(word for word in SAID if word in said),
+            )
+    assert set(AT_A_GLANCE) == set(expected)
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("| network, adversary |")[1].split("\n\n")[0].splitlines()[2:]
+    steps = ""
+    for row, key in zip(table, AT_A_GLANCE, strict=True):
+        label, length, *figures = (cell.strip() for cell in row.strip("|").split("|"))
+        steps = steps if length.startswith("the same") else length
+        wanted = expected[key]
+        assert label.startswith(wanted[0]) and steps.startswith(wanted[1]), row
+        assert tuple(figures) == wanted[2:], row
