@@ -9,12 +9,18 @@ import tensorflow as tf
 
 from ss_gan_tf import train_step
 from ss_gan_tf.adversary import build_adversary, build_extractor
-from ss_gan_tf.backbones import scaled
+from ss_gan_tf.backbones import normalize, scaled
 from ss_gan_tf.generator import build_generator
 
 torch = pytest.importorskip("torch", reason="the extra `peers` is not installed")
 
-from experiments.benchmarks import torch_networks, torch_step  # noqa: E402
+from experiments.benchmarks import (  # noqa: E402
+    inference,
+    torch_networks,
+    torch_step,
+    workers,
+)
+from experiments.benchmarks.step_rows import KEEPS  # noqa: E402
 
 CLASSES, WIDTH, CROP = 5, 0.0625, 96  # verdict grid: 6 cells pooled to 4
 
@@ -125,3 +131,38 @@ def test_a_step_changes_the_weights_equally(pair, batch, phase):
             for (path, old), wanted, new in rows:
                 if old.requires_grad:
                     close(new - old, wanted - old, path)
+
+
+def test_the_peer_of_inference_has_the_same_probabilities(pair, tmp_path, request):
+    """Through the file that the process without TensorFlow reads."""
+    generator = pair[0]["generator"]
+    settings = {
+        "arm": f"{request.node.callspec.params['pair']}_g", "num_classes": CLASSES,
+        "width": WIDTH, "folder": str(tmp_path), "sizes": ["500x500"],
+    }  # fmt: skip
+    inference._write_torch(generator, settings)
+    first, class_id = inference.build_torch(settings)["500x500"]()
+    image = tf.cast(inference._images(settings)["500x500"], tf.float32)
+    probs = tf.nn.softmax(generator(normalize(image), training=False))[0, 0, 0]
+    close(first, probs[0])
+    assert class_id == np.argmax(probs)
+
+
+def test_no_tensorflow_where_the_peer_is_measured(tmp_path):
+    (tmp_path / "measured.py").write_text(
+        "import sys\n"
+        "from experiments.benchmarks.torch_step import build_peer\n"
+        "def build(settings):\n"
+        "    work = build_peer(settings)\n"
+        "    return work | {'loaded': lambda: 'tensorflow' in sys.modules}\n"
+    )
+    settings = {
+        "arm": "vgg16_g", "crop_size": 64, "batch_size": 1, "num_classes": 3,
+        "width": 0.03125, "precision": "float32", "phases": ["phase1"],
+        "library": f"torch{KEEPS}",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with workers.Worker("measured:build", settings) as worker:
+            assert worker.call("phase1")["loss/mce"] > 0
+            assert not worker.call("loaded")
