@@ -244,7 +244,9 @@ def main(argv: list[str]) -> None:
             try:
                 add_digests(folder, totals)
             except OSError as error:  # others' data: whole, and not ours to write to
-                print(f"The summary has no digests and takes none: {one_line(error)}")
+                print(
+                    f"Digests that the summary lacks were not added: {one_line(error)}"
+                )
     except (SourceError, OSError) as error:
         sys.exit(f"prepare: {one_line(error)}")
 

@@ -3,6 +3,7 @@
 SUMMARY.json is for programs, SUMMARY.txt the same for people.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -146,13 +147,28 @@ def summarize(
 
 def write(summary: dict[str, Any], folder: Path) -> None:
     """Writes both files."""
-    for name, text in (
-        (JSON_NAME, json.dumps(summary, indent=2)),
-        (TEXT_NAME, to_text(summary)),
-    ):
-        partial = folder / f"{name}.partial"
+    write_json(summary, folder)
+    _replace(folder / TEXT_NAME, to_text(summary))
+
+
+def write_json(summary: dict[str, Any], folder: Path) -> None:
+    """Writes SUMMARY.json whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; the one that was there stays.
+    """
+    _replace(folder / JSON_NAME, json.dumps(summary, indent=2))
+
+
+def _replace(path: Path, text: str):
+    partial = path.with_name(f"{path.name}.partial")
+    try:
         partial.write_text(text + "\n")
-        partial.replace(folder / name)
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def read(folder: Path) -> dict[str, Any] | None:

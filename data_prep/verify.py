@@ -68,7 +68,7 @@ def add_digests(folder: Path, totals: Mapping[str, SplitCount]) -> list[str]:
         num_classes = len(known[split]["class_pixels"])
         known[split]["digest"] = totals[split].to_dict(num_classes)["digest"]
     if lacking:
-        summary.write(stored, folder)
+        summary.write_json(stored, folder)  # the text holds none
     return lacking
 
 

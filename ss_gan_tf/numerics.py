@@ -105,7 +105,7 @@ def run_variants(
     makers = dict.fromkeys(of_torch, make_torch_stages) | {YARDSTICK: _rounded_stages}
     places = {run: os.path.join(workdir, "-".join(map(str, run))) for run in plan}
     kept = all(os.path.exists(f"{place}.json") for place in places.values())
-    digests = _digests(config, data_dir, needed=not kept)
+    digests = _digests(config, data_dir, kept, report)
     runs = {}
     for variant, seed in plan:
         changed = dataclasses.replace(
@@ -121,13 +121,15 @@ def run_variants(
     return compare(runs, config.seed)
 
 
-def _digests(config, data_dir, needed):
+def _digests(config, data_dir, kept, report):
     """Those of the data's splits; none where the data are neither there nor needed."""
     try:
         return open_dataset(config.dataset, data_dir).digests
-    except FileNotFoundError:
-        if needed:
+    except FileNotFoundError as error:
+        if not kept:
             raise
+        if report:
+            report(f"runs are shown as they are, not held against data: {error}")
         return {}
 
 

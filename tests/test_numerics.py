@@ -122,7 +122,9 @@ def test_finished_runs_are_shown_where_the_data_are_not(monkeypatch, tmp_path):
     monkeypatch.setattr(numerics, "train", train)
     first = numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2)
     monkeypatch.setattr(numerics, "open_dataset", open_nothing)
-    assert numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2) == first
+    said = []
+    shown = numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2, said.append)
+    assert shown == first and "synthetic is not prepared" in said[0]
     with pytest.raises(FileNotFoundError):
         numerics.run_variants(Config(), "DATA", str(tmp_path), [], 3)
 

@@ -28,7 +28,7 @@ def require_cpu():
     if tf.config.list_physical_devices("GPU"):
         raise ValueError(
             "peer=torch: compares on a CPU, and TensorFlow sees a GPU here. Hide it "
-            "with CUDA_VISIBLE_DEVICES=-1, or time steps on it with "
+            "(an NVIDIA card with CUDA_VISIBLE_DEVICES=-1), or time steps on it with "
             "--write_programs and experiments.benchmark_programs"
         )
 

@@ -65,8 +65,9 @@ def check(values: flags.FlagValues):
     if values.write_programs:
         for name in NOT_FOR_PROGRAMS:
             if values[name].present:
+                given = " ".join(values[name].serialize().split("\n"))
                 raise ValueError(
-                    f"{values[name].serialize()}: does nothing with --write_programs; "
+                    f"{given}: does nothing for steps that --write_programs writes; "
                     "leave the flag out"
                 )
     elif values.peer == "torch":

@@ -7,6 +7,7 @@ import multiprocessing.connection
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -35,23 +36,16 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _BEGIN, str(theirs.fileno()), *sys.path],
                 pass_fds=[theirs.fileno()],
-                # Ctrl-C reaches a terminal's group; who asks for the work ends it.
-                start_new_session=True,
             )
         try:
-            self._pipe.send((builder, dict(settings)))
-            self.names = self._answer()
+            self.names = self._ask((builder, dict(settings)))
         except BaseException:
             self.close()
             raise
 
     def call(self, name: str) -> Any:
         """Does the work called `name` and returns what it returns."""
-        try:
-            self._pipe.send(name)
-        except BrokenPipeError:  # it has died; the answer is how
-            pass
-        return self._answer()
+        return self._ask(name)
 
     def peak_memory(self) -> int:
         """Largest resident size that the process has had, bytes."""
@@ -69,15 +63,16 @@ class Worker:
     def __exit__(self, *_):
         self.close()
 
-    def _answer(self):
-        """What the process says.
+    def _ask(self, message):
+        """What the process says to it.
 
         Raises:
             ValueError: with the error that it met there.
         """
         try:
+            self._pipe.send(message)
             ok, value = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             code = self._process.wait()
             raise ValueError(
                 f"a measured process ended with exit code {code}"
@@ -97,6 +92,8 @@ def available_cores() -> int | None:
 
 def serve(descriptor: int):
     """What a worker's process does until the other end of its pipe is closed."""
+    # Ctrl-C reaches every process of a terminal; who asks for the work ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = multiprocessing.connection.Connection(descriptor)
     # Gone, the other side waits for no answer.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -49,7 +49,7 @@ def test_command_prepares_says_so_and_does_it_once(tmp_path):
     summary.with_name("summary.json.partial").mkdir()
     third = run(*flags, "--verify")
     assert third.returncode == 0 and "Verified: 6 examples" in third.stdout
-    assert "The summary has no digests and takes none: " in third.stdout
+    assert "Digests that the summary lacks were not added: " in third.stdout
 
 
 def test_command_ends_in_one_line(draw_folder, tmp_path):

@@ -85,27 +85,32 @@ def parsed(*arguments):
     return values
 
 
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """A machine with PyTorch and without a GPU, whatever this one is."""
+    monkeypatch.setattr(peers, "require", lambda *modules: None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+
+
 @pytest.mark.parametrize(
     "arguments, error",
     [
         (["--peer_compile"], "peer_compile=True: does nothing without --peer=torch"),
         (
-            ["--write_programs=P", "--jit_compile=off"],
-            "--jit_compile=off: does nothing",
+            ["--write_programs=P", "--jit_compile=off", "--jit_compile=on"],
+            "--jit_compile=off --jit_compile=on: does nothing",
         ),
         (["--write_programs=P", "--peer=torch"], "--peer=torch: does nothing"),
         (["--write_programs=P", "--nopeak_memory"], "--nopeak_memory: does nothing"),
         (["--peer=torch", "--phase=control"], "phase=control: PyTorch has its phase1"),
     ],
 )
-def test_what_would_do_nothing_is_refused(arguments, error, monkeypatch):
-    monkeypatch.setattr(peers, "require", lambda *modules: None)
+def test_what_would_do_nothing_is_refused(arguments, error, on_cpu):
     with pytest.raises(ValueError, match=error):
         step.check(parsed(*arguments))
 
 
-def test_what_does_something_passes(monkeypatch):
-    monkeypatch.setattr(peers, "require", lambda *modules: None)
+def test_what_does_something_passes(on_cpu):
     for arguments in (
         ["--write_programs=P", "--precision=mixed_bfloat16", "--phase=control"],
         ["--peer=torch", "--peer_compile", "--phase=control", "--phase=phase1"],
@@ -114,8 +119,7 @@ def test_what_does_something_passes(monkeypatch):
         step.check(parsed(*arguments))
 
 
-def test_peers_are_refused_where_they_would_not_share_the_device(monkeypatch):
-    monkeypatch.setattr(peers, "require", lambda *modules: None)
+def test_peers_are_refused_where_they_would_not_share_the_device(on_cpu, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     with pytest.raises(ValueError, match="peer=torch: compares on a CPU"):
         step.check(parsed("--peer=torch"))

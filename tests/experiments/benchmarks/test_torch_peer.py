@@ -134,16 +134,23 @@ def test_a_step_changes_the_weights_equally(pair, batch, phase):
 
 
 def test_the_peer_of_inference_has_the_same_probabilities(pair, tmp_path, request):
-    """Through the file that the process without TensorFlow reads."""
+    """Through the file that its own process reads."""
     generator = pair[0]["generator"]
     settings = {
         "arm": f"{request.node.callspec.params['pair']}_g", "num_classes": CLASSES,
         "width": WIDTH, "folder": str(tmp_path), "sizes": ["500x500"],
     }  # fmt: skip
     inference._write_torch(generator, settings)
-    first, class_id = inference.build_torch(settings)["500x500"]()
+    stored = torch.load(tmp_path / inference.TORCH_FILE)
+    module = inference._torch_module(settings)
+    module.load_state_dict(stored["weights"])
     image = tf.cast(inference._images(settings)["500x500"], tf.float32)
-    probs = tf.nn.softmax(generator(normalize(image), training=False))[0, 0, 0]
+    logits = generator(normalize(image), training=False)
+    seen = torch.from_numpy(normalize(image).numpy()).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        close(module.eval()(seen).permute(0, 2, 3, 1), logits)
+    probs = tf.nn.softmax(logits)[0, 0, 0]
+    first, class_id = inference.build_torch(settings)["500x500"]()
     close(first, probs[0])
     assert class_id == np.argmax(probs)
 

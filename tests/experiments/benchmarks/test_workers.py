@@ -49,25 +49,53 @@ def test_peak_memory_is_that_process_own(worker):
     assert 250e6 < worker.peak_memory() - before < 400e6
 
 
+def begin(folder, *lines):
+    """A program that measures, begun as `python -m` in a process group of its own."""
+    (folder / "program.py").write_text(
+        "import contextlib, signal\n"
+        "with contextlib.suppress(ImportError):\n"
+        "    import heavy\n"
+        "from experiments.benchmarks.workers import Worker\n"
+        "if __name__ == '__main__':\n"
+        # A process in the background of a shell is deaf to it.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    with Worker('test_workers:build', {}) as worker:\n"
+        + "".join(f"        {line}\n" for line in lines)
+    )
+    here = pathlib.Path(__file__).parent
+    path = os.pathsep.join(map(str, (folder, here, here.parents[2])))
+    return subprocess.Popen(
+        [sys.executable, "-m", "program"],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def test_it_does_not_load_what_the_program_began_with(tmp_path):
     """Or each peer's memory would hold TensorFlow."""
     (tmp_path / "heavy.py").write_text("")
-    (tmp_path / "program.py").write_text(
-        "import heavy\n"
-        "from experiments.benchmarks.workers import Worker\n"
-        "if __name__ == '__main__':\n"
-        "    with Worker('test_workers:build', {}) as worker:\n"
-        "        print('heavy' in worker.call('modules'))\n"
+    process = begin(tmp_path, "print('heavy' in worker.call('modules'))")
+    assert process.communicate() == ("False\n", "")
+
+
+def test_one_at_work_is_interrupted_in_silence(tmp_path):
+    process = begin(
+        tmp_path,
+        "try:",
+        "    print(worker.call('where'), flush=True)",
+        "    worker.call('wait')",
+        "except KeyboardInterrupt:",
+        "    print('interrupted')",
     )
-    here = pathlib.Path(__file__).parent
-    path = os.pathsep.join(map(str, (tmp_path, here, here.parents[2])))
-    done = subprocess.run(
-        [sys.executable, "-m", "program"],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "False\n", done.stderr
+    measured = int(process.stdout.readline())
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate() == ("interrupted\n", "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(measured, 0)
 
 
 def test_an_error_is_one_line_here(worker):
@@ -81,24 +109,6 @@ def test_an_error_is_one_line_here(worker):
 def test_an_end_of_file_there_is_not_taken_for_the_end(worker):
     with pytest.raises(ValueError, match="^EOFError: half a file$"):
         worker.call("read")
-
-
-def test_one_at_work_is_ended_in_silence(worker, capfd):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    process = worker.call("where")
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        with pytest.raises(KeyboardInterrupt):
-            worker.call("wait")
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    worker.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
-    assert capfd.readouterr().err == ""
 
 
 def test_a_process_that_dies_is_an_error(worker):
