@@ -78,6 +78,7 @@ AT_A_GLANCE = (
     ("camvid-resnet50", "adversarial"),
     ("camvid-resnet50-paper", "adversarial"),
     ("camvid-resnet50-paper", "paper"),
+    ("camvid-resnet50-256", "adversarial"),
 )
 NETWORKS = {"vgg16": "VGG16", "resnet50": "ResNet50"}
 PRESETS = {"adversarial": "`recommended`", "paper": "`paper`"}
