@@ -68,3 +68,36 @@ def test_it_needs_no_threshold_that_some_versions_of_glibc_refuse(monkeypatch):
 def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(allocation.sys, "platform", "darwin")
     assert not allocation.keep_freed_memory()
+
+
+# Makes and frees a tensor of 400 MB and prints how many MB are left of it.
+TENSOR = """
+import re
+from ss_gan_tf import allocation
+allocation.{name}()
+import tensorflow as tf
+def resident():
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmRSS:\\s+(\\d+)", file.read()).group(1)) // 1024
+tf.zeros([10]).numpy()
+before = resident()
+tensor = tf.ones([100, 1024, 1024]) + 1
+assert resident() - before > 350
+del tensor
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc")
+def test_what_tensorflow_frees_is_kept_or_given_back():
+    left = {}
+    for name in ("keep_freed_memory", "give_freed_memory_back"):
+        done = subprocess.run(
+            [sys.executable, "-c", TENSOR.format(name=name)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        left[name] = int(done.stdout)
+    assert left["give_freed_memory_back"] < 50
+    assert left["keep_freed_memory"] > 350

@@ -19,10 +19,13 @@ from ss_gan_tf import config as config_lib
 READS = (
     "arm", "crop_size", "batch_size", "num_classes", "width", "precision",
     "jit_compile", "phase", "peer", "peer_compile", "peak_memory", "write_programs",
+    "keep_freed_memory",
 )  # fmt: skip
 PEERS = ("torch",)
 # Written programs are for XLA, and measured elsewhere.
-NOT_FOR_PROGRAMS = ("jit_compile", "peer", "peer_compile", "peak_memory")
+NOT_FOR_PROGRAMS = (
+    "jit_compile", "peer", "peer_compile", "peak_memory", "keep_freed_memory"
+)  # fmt: skip
 
 
 def define_flags():
@@ -43,6 +46,9 @@ def define_flags():
     flags.DEFINE_multi_enum("phase", list(PHASES), PHASES, "step: each is measured.")
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "What ours is compared with.")
     flags.DEFINE_bool("peer_compile", False, "step: torch.compile too.")
+    flags.DEFINE_bool(
+        "keep_freed_memory", True, "step: ours, as experiments.train's flag."
+    )
     flags.DEFINE_bool("peak_memory", True, "step: each step in a process of its own.")
     flags.DEFINE_string(
         "write_programs",
@@ -100,7 +106,7 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     check(values)
     if values.write_programs:
         return write(values)
-    settings = _sizes(values)
+    settings = _sizes(values) | {"keep_freed_memory": values.keep_freed_memory}
     rows = []
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
@@ -167,9 +173,11 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
 
     from experiments.benchmarks.flops import count_flops
     from ss_gan_tf import convolution
-    from ss_gan_tf.allocation import keep_freed_memory
 
-    keep_freed_memory()  # as experiments.train does
+    if settings.get("keep_freed_memory", True):  # as experiments.train does
+        allocation.keep_freed_memory()
+    else:
+        allocation.give_freed_memory_back()
     steps, _ = make_steps(settings)
     image, label = map(tf.constant, drawn_batch(settings))
 
