@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments.benchmarks import machine, outputs, peers
-from experiments.flags import refuse_arguments
+from experiments.flags import refuse_arguments, refuse_given
 from experiments.progress import show_own_messages
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.evaluate import write_metrics
@@ -64,12 +64,8 @@ def check(what: str, values: flags.FlagValues):
     """
     modules = [MODULES[name] for name in chosen(what)]
     read = {name for module in modules for name in module.READS}
-    for name in itertools.chain(*(module.READS for module in MODULES.values())):
-        if name not in read and values[name].present:
-            raise ValueError(
-                f"{name}={values[name].value}: does nothing with --what={what}; leave "
-                "the flag out"
-            )
+    known = itertools.chain(*(module.READS for module in MODULES.values()))
+    refuse_given(values, [n for n in known if n not in read], f"with --what={what}")
     for module in modules:
         if hasattr(module, "check"):
             module.check(values)

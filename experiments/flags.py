@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
@@ -112,6 +112,23 @@ def parse_fields(words: Sequence[str]) -> dict[str, Any]:
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}")
     return _given(values)
+
+
+def refuse_given(values: flags.FlagValues, names: Iterable[str], where: str):
+    """Refuses flags that nothing reads.
+
+    Args:
+        values: the parsed flags.
+        names: those that are not read.
+        where: "with ...", "for ...": ends the sentence.
+
+    Raises:
+        ValueError: names the first of them that the command line gives.
+    """
+    for name in names:
+        if values[name].present:
+            given = " ".join(values[name].serialize().split("\n"))
+            raise ValueError(f"{given}: does nothing {where}; leave the flag out")
 
 
 def refuse_unused(given: dict[str, Any], *configs: Config):

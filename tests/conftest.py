@@ -1,6 +1,7 @@
 """Settings of every test, made before TensorFlow is imported, and shared fixtures."""
 
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -206,3 +207,21 @@ def fake_run(tmp_path):
         return run.workdir
 
     return fake_run
+
+
+@pytest.fixture
+def own_flags():
+    """(a function that defines flags) -> a FlagValues that holds these alone."""
+
+    def own_flags(define_flags):
+        from absl import flags
+
+        values = flags.FlagValues()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in dir(flags) if name.startswith("DEFINE_")]:
+                define = functools.partial(getattr(flags, name), flag_values=values)
+                patch.setattr(flags, name, define)
+            define_flags()
+        return values
+
+    return own_flags

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import types
 
@@ -93,13 +94,19 @@ def digests(monkeypatch):
     return known
 
 
-def test_runs_on_other_data_are_not_taken(monkeypatch, tmp_path, digests):
+@pytest.fixture
+def one_step(monkeypatch):
+    """Runs of one step each, in no time."""
+
     def train(config, data_dir, workdir, progress, make_stages):
-        (tmp_path / workdir).mkdir()
+        pathlib.Path(workdir).mkdir()
         progress("phase1", 1, 1, {"loss/mce": 1.0})
         return {"miou": 0.5}
 
     monkeypatch.setattr(numerics, "train", train)
+
+
+def test_runs_on_other_data_are_not_taken(one_step, tmp_path, digests):
     given = Config(dataset="camvid"), "DATA", str(tmp_path), [], 2
     digests |= {"train": "x", "val": "v", "test": "t"}
     numerics.run_variants(*given)
@@ -110,16 +117,10 @@ def test_runs_on_other_data_are_not_taken(monkeypatch, tmp_path, digests):
         numerics.run_variants(*given)
 
 
-def test_finished_runs_are_shown_where_the_data_are_not(monkeypatch, tmp_path):
-    def train(config, data_dir, workdir, progress, make_stages):
-        (tmp_path / workdir).mkdir()
-        progress("phase1", 1, 1, {"loss/mce": 1.0})
-        return {"miou": 0.5}
-
+def test_finished_runs_are_shown_without_the_data(one_step, monkeypatch, tmp_path):
     def open_nothing(name, data_dir):
         raise FileNotFoundError(f"{name} is not prepared")
 
-    monkeypatch.setattr(numerics, "train", train)
     first = numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2)
     monkeypatch.setattr(numerics, "open_dataset", open_nothing)
     said = []

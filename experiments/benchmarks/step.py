@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments.benchmarks import peers, step_rows
 from experiments.benchmarks.step_rows import KEEPS, PHASES, PRODUCT_SIZE, drawn_batch
+from experiments.flags import refuse_given
 from ss_gan_tf import allocation
 from ss_gan_tf import config as config_lib
 
@@ -69,13 +70,7 @@ def check(values: flags.FlagValues):
             is asked for without it, or what is measured where nothing is.
     """
     if values.write_programs:
-        for name in NOT_FOR_PROGRAMS:
-            if values[name].present:
-                given = " ".join(values[name].serialize().split("\n"))
-                raise ValueError(
-                    f"{given}: does nothing for steps that --write_programs writes; "
-                    "leave the flag out"
-                )
+        refuse_given(values, NOT_FOR_PROGRAMS, "for steps that --write_programs writes")
     elif values.peer == "torch":
         peers.require(*PEERS)
         peers.require_cpu()
@@ -111,10 +106,9 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
         if values.peer == "torch":
-            keeps = [KEEPS] if allocation.can_keep_freed_memory() else []
-            libraries += [f"torch{suffix}" for suffix in ["", *keeps]]
-            if values.peer_compile:
-                libraries.append("".join(["torch.compile", *keeps]))
+            keeps = KEEPS if allocation.can_keep_freed_memory() else ""
+            libraries += dict.fromkeys(["torch", f"torch{keeps}"])
+            libraries += [f"torch.compile{keeps}"] * values.peer_compile
         specs = {
             library: {
                 **settings,

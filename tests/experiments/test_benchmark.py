@@ -23,23 +23,13 @@ def measurement(value):
 
 
 @pytest.fixture
-def program(monkeypatch):
+def program(monkeypatch, own_flags):
     """main with flags of its own and two made-up measurements."""
-    values = flags.FlagValues()
-    monkeypatch.setattr(benchmark, "FLAGS", values)
     monkeypatch.setattr(
         benchmark, "MODULES", {"input": measurement("a"), "step": measurement("b")}
     )
-    with monkeypatch.context() as patch:
-        for name in ("enum", "bool", "integer", "float", "string", "list"):
-            define = getattr(flags, f"DEFINE_{name}")
-            patch.setattr(
-                f"absl.flags.DEFINE_{name}",
-                lambda *args, define=define, **kwargs: define(
-                    *args, flag_values=values, **kwargs
-                ),
-            )
-        benchmark.define_flags()
+    values = own_flags(benchmark.define_flags)
+    monkeypatch.setattr(benchmark, "FLAGS", values)
 
     def program(*arguments):
         benchmark.main(values(["benchmark", *arguments]))
@@ -89,7 +79,7 @@ def test_a_flag_that_does_nothing_is_refused_first(program, capsys):
     with pytest.raises(SystemExit) as end:
         program("--what=step", "--size_of_a=2")
     assert end.value.code == (
-        "error: size_of_a=2: does nothing with --what=step; leave the flag out"
+        "error: --size_of_a=2: does nothing with --what=step; leave the flag out"
     )
     assert "measured" not in capsys.readouterr().out
 
@@ -130,21 +120,9 @@ def test_what_was_measured_before_the_end_is_kept(program, tmp_path, how):
     assert list(result["results"]) == ["input"] and not result["finished"]
 
 
-def test_every_flag_is_read_by_a_measurement():
+def test_every_flag_is_read_by_a_measurement(own_flags):
     """So that one which does nothing is noticed."""
-    values = flags.FlagValues()
-    defined = set()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("enum", "bool", "integer", "float", "string", "multi_enum"):
-            define = getattr(flags, f"DEFINE_{name}")
-            patch.setattr(
-                f"absl.flags.DEFINE_{name}",
-                lambda *args, define=define, **kwargs: (
-                    defined.add(args[0]),
-                    define(*args, flag_values=values, **kwargs),
-                ),
-            )
-        benchmark.define_flags()
+    defined = set(own_flags(benchmark.define_flags))
     read = {name for module in benchmark.MODULES.values() for name in module.READS}
     assert defined == read | {"what", "repeats", "json"}
 

@@ -1,9 +1,6 @@
-import functools
-
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 from experiments.benchmarks import peers, step, step_rows
 from ss_gan_tf import dilation
@@ -69,20 +66,16 @@ def test_batch_norm_is_frozen_as_it_is_from_imagenet_weights():
     assert len(updated) == 53 * 2 + 6 * 3 + 2
 
 
-def parsed(*arguments):
+@pytest.fixture
+def parsed(own_flags):
     """The measurement's flags, as a command line gives them."""
-    values = flags.FlagValues()
-    flags.DEFINE_enum("arm", "vgg16_g", ["vgg16_g"], "", flag_values=values)
-    kinds = ("enum", "bool", "integer", "float", "string", "multi_enum")
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in kinds:
-            define = functools.partial(
-                getattr(flags, f"DEFINE_{kind}"), flag_values=values
-            )
-            patch.setattr(f"absl.flags.DEFINE_{kind}", define)
-        step.define_flags()
-    values(["benchmark", *arguments])
-    return values
+
+    def parsed(*arguments):
+        values = own_flags(step.define_flags)
+        values(["benchmark", *arguments])
+        return values
+
+    return parsed
 
 
 @pytest.fixture
@@ -105,12 +98,12 @@ def on_cpu(monkeypatch):
         (["--peer=torch", "--phase=control"], "phase=control: PyTorch has its phase1"),
     ],
 )
-def test_what_would_do_nothing_is_refused(arguments, error, on_cpu):
+def test_what_would_do_nothing_is_refused(arguments, error, on_cpu, parsed):
     with pytest.raises(ValueError, match=error):
         step.check(parsed(*arguments))
 
 
-def test_what_does_something_passes(on_cpu):
+def test_what_does_something_passes(on_cpu, parsed):
     for arguments in (
         ["--write_programs=P", "--precision=mixed_bfloat16", "--phase=control"],
         ["--peer=torch", "--peer_compile", "--phase=control", "--phase=phase1"],
@@ -119,7 +112,7 @@ def test_what_does_something_passes(on_cpu):
         step.check(parsed(*arguments))
 
 
-def test_peers_are_refused_where_they_would_not_share_the_device(on_cpu, monkeypatch):
+def test_peers_are_refused_where_they_do_not_share_it(on_cpu, parsed, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     with pytest.raises(ValueError, match="peer=torch: compares on a CPU"):
         step.check(parsed("--peer=torch"))
