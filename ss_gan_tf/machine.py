@@ -8,9 +8,17 @@ from typing import Any
 
 import tensorflow as tf
 
+# Of a processor's instructions, those that decide how fast matrices are multiplied.
+VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory, accelerators, and the commit of this code where git knows."""
+    """Processor, memory, accelerators, and the commit of this code where git knows.
+
+    Returns:
+        JSON-ready; None where something cannot be had. "vector_units" has those of
+        `VECTOR_UNITS` that the processor says it has, as Linux names them.
+    """
     gpus = [
         tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
         for gpu in tf.config.list_physical_devices("GPU")
@@ -19,12 +27,18 @@ def describe_machine() -> dict[str, Any]:
         "processor": _first_match("/proc/cpuinfo", r"model name\s*:\s*(.+)")
         or platform.processor()
         or platform.machine(),
+        "vector_units": _vector_units(),
         "cores": os.cpu_count(),
         "memory_kb": _first_match("/proc/meminfo", r"MemTotal:\s*(\d+)"),
         "system": platform.platform(terse=True),
         "gpus": gpus,
         "commit": _commit(),
     }
+
+
+def _vector_units() -> list[str] | None:
+    said = _first_match("/proc/cpuinfo", r"(?:flags|Features)\s*:\s*(.+)")
+    return said and [unit for unit in VECTOR_UNITS if unit in said.split()]
 
 
 def _first_match(path, pattern) -> str | None:

@@ -34,14 +34,19 @@ def describe_machine() -> dict[str, Any]:
 
 
 def format_machine(machine: dict[str, Any]) -> str:
-    """`describe_machine` in a few lines, with versions of "peers" where there are."""
+    """`describe_machine` in a few lines, with versions of "peers" where there are.
+
+    Files written before "vector_units" was told are described without.
+    """
     load = "" if machine["load"] is None else f", load {machine['load']:.1f}"
     gpus = "".join(f", {gpu}" for gpu in machine["gpus"])
     versions = ("python", "tensorflow", "keras", "numpy", "ss_gan_tf")
     peers = machine.get("peers")
+    units = machine.get("vector_units")
+    units = f" ({', '.join(units)})" if units else ""
     return "\n".join(
         [
-            f"{machine['processor']}, {machine['cores']} cores{gpus}{load}",
+            f"{machine['processor']}{units}, {machine['cores']} cores{gpus}{load}",
             ", ".join(f"{name} {machine[name]}" for name in versions),
             *([", ".join(f"{k} {v}" for k, v in peers.items())] if peers else []),
             f"commit {machine['commit'] or 'unknown'}, {machine['date']}",

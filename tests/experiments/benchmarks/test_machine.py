@@ -18,6 +18,11 @@ def test_names_processor_versions_and_date():
     text = machine.format_machine(found)
     for key in ("processor", "tensorflow", "keras", "numpy", "date"):
         assert found[key] and found[key] in text
+    units = ["avx2", "avx512f"]
+    told = machine.format_machine(found | {"vector_units": units, "processor": "one"})
+    assert told.startswith("one (avx2, avx512f), ")
+    del found["vector_units"]
+    assert found["processor"] + ", " in machine.format_machine(found)
 
 
 def git(folder, *arguments):
