@@ -4,7 +4,8 @@ python -m experiments.benchmark --what=input
 
 prints the machine, then one or more tables with the median and the range of
 interleaved rounds. --json=FILE keeps all of it, from the first finished table on.
---what=all at full width takes tens of minutes on two cores.
+--what=all at full width takes tens of minutes on two cores. --show=FILE prints such a
+file again.
 """
 
 import importlib
@@ -19,6 +20,7 @@ from absl import app, flags
 from experiments.benchmarks import machine, outputs, peers
 from experiments.flags import refuse_arguments, refuse_given
 from experiments.progress import show_own_messages
+from ss_gan_tf import strict_json
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.messages import one_line
@@ -38,6 +40,9 @@ def define_flags():
     flags.DEFINE_enum("arm", "vgg16_g", list(ARMS), "Whose networks are measured.")
     flags.DEFINE_integer("repeats", 5, "Rounds of each measurement.", lower_bound=1)
     flags.DEFINE_string("json", None, "File for the result; it is replaced.")
+    flags.DEFINE_multi_string(
+        "show", [], "Print what --json wrote into this file; nothing is measured."
+    )
     for module in MODULES.values():
         module.define_flags()
 
@@ -53,6 +58,35 @@ def chosen(what: str) -> Sequence[str]:
     if what not in MODULES:
         raise ValueError(f"what={what}: must be one of {', '.join(MODULES)}, all.")
     return [what]
+
+
+def show(path: str) -> str:
+    """What a measurement printed, from the file that it left.
+
+    Args:
+        path: as --json had it.
+
+    Returns:
+        Its machine and tables, Markdown.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not of a measurement, or not of all that was asked for.
+    """
+    try:
+        found = strict_json.read(path)
+        if not found["finished"]:
+            raise ValueError("the measurement was stopped before its end")
+        parts = [machine.format_machine(found["machine"])]
+        for name, result in found["results"].items():
+            parts.append(f"--- {name} ---\n{MODULES[name].format(result)}")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: was not written by this program: {error!r}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return "\n\n".join(parts)
 
 
 def check(what: str, values: flags.FlagValues):
@@ -120,6 +154,11 @@ def main(argv):
             write_metrics(result, FLAGS.json)
 
     try:
+        if FLAGS.show:
+            read = itertools.chain(*(module.READS for module in MODULES.values()))
+            refuse_given(FLAGS, ["what", "repeats", "json", *read], "with --show")
+            print("\n\n".join(map(show, FLAGS.show)))
+            return
         if FLAGS.json:
             outputs.make_room(FLAGS.json)
         benchmark(FLAGS.what, FLAGS, keep)

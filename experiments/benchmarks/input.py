@@ -130,7 +130,15 @@ def measure(cases: Sequence[Case], repeats: int, folder: str) -> dict[str, Any]:
 
 def format(result: dict[str, Any]) -> str:
     """The result of `run` as a table."""
-    header = ("data", "kB stored", "decode /s", "range", "pipeline /s", "range", "%")
+    header = (
+        "data",
+        "kB stored",
+        "decode /s",
+        "range",
+        "pipeline /s",
+        "range",
+        "share",
+    )
     lines = [header]
     for row in result["rows"]:
         cells = [row["name"], f"{row['stored_bytes_per_example'] / 1000:.0f}"]
@@ -138,8 +146,13 @@ def format(result: dict[str, Any]) -> str:
             rate = row["examples_per_second"][name]
             cells.append(f"{rate['median']:.1f}")
             cells.append(f"{rate['lowest']:.1f}-{rate['highest']:.1f}")
-        lines.append((*cells, f"{100 * row['ratio']:.0f}"))
-    return table(lines)
+        lines.append((*cells, f"{row['ratio']:.0%}"))
+    settings = result["settings"]
+    head = (
+        f"examples a second, batches of {settings['batch_size']}, "
+        f"{settings['repeats']} rounds"
+    )
+    return f"{head}\n\n{table(lines)}"
 
 
 def draw_source(case: Case, source: pathlib.Path) -> dict[str, float]:

@@ -68,14 +68,19 @@ def spread(values: Sequence[float]) -> dict[str, float | list[float]]:
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Aligned text: the first row is the header, the first column is to the left."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
+    """Markdown, aligned: the first row is the header, the first column to the left."""
+    header, *body = ([str(cell) for cell in row] for row in rows)
+    columns = zip(header, *body, strict=True)
+    widths = [max(3, *map(len, column)) for column in columns]
+
+    def line(cells):
+        return f"| {' | '.join(cells)} |"
+
+    def padded(cells):
+        first, *others = zip(cells, widths, strict=True)
+        return [first[0].ljust(first[1]), *(c.rjust(width) for c, width in others)]
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(
+        line(cells) for cells in (padded(header), rule, *map(padded, body))
     )
-    return "\n".join(lines)

@@ -1,5 +1,7 @@
 """The program offers what has a module, prints it and keeps it."""
 
+import ast
+import inspect
 import json
 import os
 import signal
@@ -32,6 +34,8 @@ def program(monkeypatch, own_flags):
     monkeypatch.setattr(benchmark, "FLAGS", values)
 
     def program(*arguments):
+        for name in values:
+            values[name].unparse()  # what an earlier call gave
         benchmark.main(values(["benchmark", *arguments]))
 
     return program
@@ -71,6 +75,47 @@ def test_json_that_cannot_be_written_is_found_first(program, tmp_path, capsys):
             program(f"--json={path}")
         assert end.value.code.startswith("error: ") and "\n" not in end.value.code
     assert "measured" not in capsys.readouterr().out
+
+
+def test_a_file_is_shown_again(program, tmp_path, capsys):
+    path = tmp_path / "speed.json"
+    program("--what=all", "--arm=resnet50", f"--json={path}")
+    printed = capsys.readouterr().out
+    program(f"--show={path}", f"--show={path}")
+    first, second = capsys.readouterr().out.split("\n\n--- step ---")[:2]
+    assert "commit" in first and first.endswith("measured a of resnet50")
+    assert all(line in printed for line in first.splitlines())
+    assert second.startswith("\nmeasured b of resnet50\n\n" + first.splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"finished": False}, "stopped before its end"),
+        (
+            {"results": {"colour": {}}},
+            "not written by this program: KeyError('colour')",
+        ),
+        ({"results": []}, "not written by this program: AttributeError"),
+        ({"machine": {}}, "not written by this program: KeyError"),
+    ],
+)
+def test_what_is_no_finished_measurement_is_not_shown(program, tmp_path, change, says):
+    path = tmp_path / "speed.json"
+    program(f"--json={path}")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SystemExit) as end:
+        program(f"--show={path}")
+    assert end.value.code.startswith(f"error: {path}: ") and says in end.value.code
+
+
+def test_nothing_is_measured_beside_showing(program, tmp_path):
+    for given in ("--what=step", "--repeats=2", "--json=x", "--size_of_a=1"):
+        with pytest.raises(SystemExit) as end:
+            program(f"--show={tmp_path}", given)
+        assert end.value.code == (
+            f"error: {given}: does nothing with --show; leave the flag out"
+        )
 
 
 def test_a_flag_that_does_nothing_is_refused_first(program, capsys):
@@ -124,7 +169,31 @@ def test_every_flag_is_read_by_a_measurement(own_flags):
     """So that one which does nothing is noticed."""
     defined = set(own_flags(benchmark.define_flags))
     read = {name for module in benchmark.MODULES.values() for name in module.READS}
-    assert defined == read | {"what", "repeats", "json"}
+    assert defined == read | {"what", "repeats", "json", "show"}
+
+
+@pytest.mark.parametrize("what", benchmark.MODULES)
+def test_a_measurement_reads_the_flags_that_it_names(what, own_flags):
+    """By its code: the flags' values by name, or their names for `getattr`."""
+    module = benchmark.MODULES[what]
+    code = ast.parse(inspect.getsource(module))
+    ours = [  # the lists of names themselves and the definitions are no reading
+        node
+        for node in code.body
+        if not isinstance(node, ast.Assign)
+        and getattr(node, "name", "") not in ("define_flags", "format")
+    ]
+    nodes = [node for part in ours for node in ast.walk(part)]
+    values = ("values", "flags_values")
+    attributes = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in values
+    }
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    defined = set(own_flags(benchmark.define_flags)) - {"repeats"}
+    assert set(module.READS) <= attributes | strings
+    assert attributes & defined <= set(module.READS)
 
 
 def test_measurements_offered_are_those_with_a_module():

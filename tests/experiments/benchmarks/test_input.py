@@ -40,10 +40,11 @@ def test_rates_and_their_quotient(result):
 
 def test_result_is_json_and_a_table(result):
     assert json.loads(json.dumps(result, allow_nan=False))["rows"]
-    header, voc, cityscapes = bench.format(result).splitlines()
-    assert voc.startswith("voc ") and cityscapes.startswith("cityscapes ")
-    assert voc.endswith(f" {100 * result['rows'][0]['ratio']:.0f}")
-    assert len(header) == len(voc) == len(cityscapes)
+    head, _, header, rule, voc, cityscapes = bench.format(result).splitlines()
+    assert head.endswith(", 2 rounds")
+    assert voc.startswith("| voc ") and cityscapes.startswith("| cityscapes ")
+    assert voc.endswith(f" {result['rows'][0]['ratio']:.0%} |")
+    assert len(header) == len(rule) == len(voc) == len(cityscapes)
 
 
 def test_files_have_the_promised_sizes(result, folder):

@@ -149,4 +149,8 @@ def test_ratios_and_table():
     text = step.format({"settings": {**SETTINGS, "repeats": 1}, "rows": rows})
     assert "2 images" not in text and "1 images of 64 x 64" in text
     lines = text.splitlines()[2:]
-    assert len(lines) == 6 and lines[3].split()[-3:] == ["1.50", "-", "-"]
+    assert len(lines) == 7 and lines[4].split("|")[-4:-1] == [
+        "      1.50 ",
+        "       - ",
+        "         - ",
+    ]

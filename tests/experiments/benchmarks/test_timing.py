@@ -67,7 +67,8 @@ def test_spread():
 def test_table_is_aligned():
     rows = [("what", "s"), ("a step", 12.5), ("b", "3")]
     assert table(rows).splitlines() == [
-        "what       s",
-        "a step  12.5",
-        "b          3",
+        "| what   |    s |",
+        "| ------ | ---: |",
+        "| a step | 12.5 |",
+        "| b      |    3 |",
     ]
