@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments.benchmarks import machine, outputs, peers
-from experiments.flags import refuse_arguments, refuse_given
+from experiments.flags import refuse_arguments, refuse_doubles, refuse_given
 from experiments.progress import show_own_messages
 from ss_gan_tf import strict_json
 from ss_gan_tf.config import ARMS
@@ -75,7 +75,7 @@ def show(path: str) -> str:
     """
     try:
         found = strict_json.read(path)
-        if not found["finished"]:
+        if not found.get("finished", True):  # not always told
             raise ValueError("the measurement was stopped before its end")
         parts = [machine.format_machine(found["machine"])]
         for name, result in found["results"].items():
@@ -93,13 +93,22 @@ def check(what: str, values: flags.FlagValues):
     """Lets pass what can be measured, before the first minute is spent.
 
     Raises:
-        ValueError: there is no such measurement, a peer is not installed, or a flag is
-            given that nothing of it reads.
+        ValueError: there is no such measurement, a peer is not installed, a flag is
+            given that nothing of it reads, or a value twice.
     """
     modules = [MODULES[name] for name in chosen(what)]
     read = {name for module in modules for name in module.READS}
     known = itertools.chain(*(module.READS for module in MODULES.values()))
     refuse_given(values, [n for n in known if n not in read], f"with --what={what}")
+    for name in read & set(values):
+        if isinstance(values[name].value, list):
+            refuse_doubles(name, values[name].value)
+    if "write_programs" in read and values.write_programs:
+        refuse_given(values, ["repeats"], "with --write_programs")
+        if what != "step":
+            raise ValueError(
+                f"write_programs={values.write_programs}: only with --what=step"
+            )
     for module in modules:
         if hasattr(module, "check"):
             module.check(values)
@@ -136,9 +145,9 @@ def benchmark(
     for name in names:
         print(f"\n--- {name} ---", flush=True)
         result["results"][name] = MODULES[name].run(values)
-        print(MODULES[name].format(result["results"][name]), flush=True)
         result["finished"] = list(result["results"]) == names
         keep(result)
+        print(MODULES[name].format(result["results"][name]), flush=True)
     return result
 
 

@@ -131,6 +131,26 @@ def refuse_given(values: flags.FlagValues, names: Iterable[str], where: str):
             raise ValueError(f"{given}: does nothing {where}; leave the flag out")
 
 
+def refuse_doubles(name: str, values: Sequence[str]):
+    """Refuses a value that a flag which may be given several times has twice.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{name}={value}: is given twice")
+
+
+def define_memory_flag():
+    """Defines --keep_freed_memory, for a process that trains."""
+    flags.DEFINE_bool(
+        "keep_freed_memory",
+        True,
+        "On a CPU, for the next step: faster. Without, a step takes less memory.",
+    )
+
+
 def refuse_unused(given: dict[str, Any], *configs: Config):
     """Refuses fields that were given and that none of the runs reads.
 

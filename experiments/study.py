@@ -23,8 +23,10 @@ from absl import app, flags
 from experiments.flags import (
     config_from_flags,
     define_config_flags,
+    define_memory_flag,
     parse_fields,
     refuse_arguments,
+    refuse_given,
     refuse_unused,
 )
 from experiments.progress import show_own_messages
@@ -40,6 +42,7 @@ def define_flags():
     define_config_flags(preset="recommended")
     flags.DEFINE_string("data_dir", None, "Prepared data.", required=True)
     flags.DEFINE_string("workdir", None, "The study's folder.", required=True)
+    define_memory_flag()
     flags.DEFINE_integer("seeds", 3, "Runs the seeds 0, 1, ... of this number.")
     flags.DEFINE_list("arms", ["vgg16", "resnet50"], "Backbones.")
     flags.DEFINE_bool("placebos", False, "Both placebos too.")
@@ -157,6 +160,7 @@ def main(argv):
     # Told to stop, leave by an exception, which ends the running program too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))
     program = [sys.executable, "-m"]
+    memory = [] if FLAGS.keep_freed_memory else ["--nokeep_freed_memory"]
     try:
         if "" in (FLAGS.write_programs, FLAGS.read_programs):
             raise ValueError("write_programs, read_programs: need a folder")
@@ -165,6 +169,8 @@ def main(argv):
                 f"write_programs={FLAGS.write_programs}: not together with "
                 f"read_programs={FLAGS.read_programs}"
             )
+        if FLAGS.write_programs or FLAGS.read_programs:
+            refuse_given(FLAGS, ["keep_freed_memory"], "for steps that are programs")
         if FLAGS.write_programs:
             from experiments.programs import write
 
@@ -187,7 +193,7 @@ def main(argv):
             result = study.run_study(
                 settings_from_flags(),
                 FLAGS.workdir,
-                [*program, "experiments.train"],
+                [*program, "experiments.train", *memory],
                 [*program, "experiments.evaluate"],
                 report=lambda line: print(line, flush=True),
             )

@@ -16,6 +16,7 @@ from absl import app, flags
 from experiments.flags import (
     config_from_flags,
     define_config_flags,
+    define_memory_flag,
     refuse_arguments,
 )
 from experiments.progress import StepProgress, show_own_messages
@@ -32,11 +33,7 @@ def define_flags():
     define_config_flags()
     flags.DEFINE_string("data_dir", None, "Prepared data.", required=True)
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-    flags.DEFINE_bool(
-        "keep_freed_memory",
-        True,
-        "On a CPU, for the next step: faster. Without, a step takes less memory.",
-    )
+    define_memory_flag()
 
 
 def listen() -> list[int]:

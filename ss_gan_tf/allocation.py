@@ -1,8 +1,9 @@
 """Memory that one step frees and the next one needs stays with the process.
 
 glibc gives every large block back to the system at once and asks for it anew, page
-by page, each of them cleared: 1.4 GB in a step of VGG16 at 256 pixels. TensorFlow's
-own pooling allocator is for GPUs.
+by page, each of them cleared: 1.4 GB in a step of VGG16 at 256 pixels. TensorFlow
+has a pool of its own for GPUs and, on a CPU, for tensors where it computes through
+oneDNN, not for what oneDNN itself takes.
 """
 
 import ctypes

@@ -4,6 +4,7 @@ import types
 
 import pytest
 
+from experiments import train
 from ss_gan_tf import allocation
 
 # Takes and frees 200 MB in turns, in threads as TensorFlow does, and prints the pages
@@ -70,12 +71,32 @@ def test_elsewhere_nothing_happens(monkeypatch):
     assert not allocation.keep_freed_memory()
 
 
+@pytest.mark.parametrize("keep, name", [(True, "kept"), (False, "given back")])
+def test_train_does_with_it_what_its_flag_says(keep, name, monkeypatch):
+    def refused():
+        raise ValueError("no run")
+
+    done = []
+    monkeypatch.setattr(train, "FLAGS", types.SimpleNamespace(keep_freed_memory=keep))
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: done.append("kept"))
+    monkeypatch.setattr(
+        train, "give_freed_memory_back", lambda: done.append("given back")
+    )
+    for other in ("show_own_messages", "listen"):
+        monkeypatch.setattr(train, other, lambda: [])
+    monkeypatch.setattr(train, "config_from_flags", refused)
+    with pytest.raises(SystemExit, match="^error: no run$"):
+        train.main(["train"])
+    assert done == [name]
+
+
 # Makes and frees a tensor of 400 MB and prints how many MB are left of it.
+# TensorFlow is loaded first, as by the programs.
 TENSOR = """
 import re
+import tensorflow as tf
 from ss_gan_tf import allocation
 allocation.{name}()
-import tensorflow as tf
 def resident():
     with open("/proc/self/status") as file:
         return int(re.search(r"VmRSS:\\s+(\\d+)", file.read()).group(1)) // 1024

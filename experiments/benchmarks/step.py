@@ -78,8 +78,8 @@ def check(values: flags.FlagValues):
             raise ValueError(
                 "phase=control: PyTorch has its phase1 for it; add --phase=phase1"
             )
-    elif values.peer_compile:
-        raise ValueError("peer_compile=True: does nothing without --peer=torch")
+    else:
+        refuse_given(values, ["peer_compile"], "without --peer=torch")
 
 
 def run(values: flags.FlagValues) -> dict[str, Any]:

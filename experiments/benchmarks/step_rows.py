@@ -134,11 +134,13 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def format(result: dict[str, Any]) -> str:
     """The rows as a table; "share" is of the machine's own matrix product."""
     settings = result["settings"]
+    gives_back = not settings.get("keep_freed_memory", True)
     lines = [
         f"{settings['arm']}, {settings['batch_size']} images of "
         f"{settings['crop_size']} x {settings['crop_size']}, "
         f"{settings['num_classes']} classes, width {settings['width']:g}, "
         f"{settings['repeats']} rounds"
+        + (", ours gives freed memory back" if gives_back else "")
     ]
     head = ["step", "precision", "library", "s", "lowest", "highest", "images/s"]
     head += ["TFLOP", "GFLOP/s", "share", "peak GB"]
@@ -158,7 +160,7 @@ def format(result: dict[str, Any]) -> str:
                 f"{row['share']:.0%}",
                 f"{row['peak_memory'] / 1e9:.2f}" if "peak_memory" in row else "-",
                 *(
-                    "-" if row[name] is None else f"{row[name]:.2f}"
+                    "-" if row.get(name) is None else f"{row[name]:.2f}"
                     for name in ("to_phase1", "to_peer", "to_fastest")
                 ),
             ]

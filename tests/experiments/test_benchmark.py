@@ -17,8 +17,11 @@ from experiments import benchmark
 def measurement(value):
     """A module as `experiments.benchmarks` has them, which measures nothing."""
     return types.SimpleNamespace(
-        READS=("arm", f"size_of_{value}"),
-        define_flags=lambda: flags.DEFINE_integer(f"size_of_{value}", 1, "Size."),
+        READS=("arm", f"size_of_{value}", f"word_of_{value}"),
+        define_flags=lambda: (
+            flags.DEFINE_integer(f"size_of_{value}", 1, "Size."),
+            flags.DEFINE_multi_string(f"word_of_{value}", [], "Words."),
+        ),
         run=lambda flags_values: {"rows": [value], "arm": flags_values.arm},
         format=lambda result: f"measured {result['rows'][0]} of {result['arm']}",
     )
@@ -92,6 +95,7 @@ def test_a_file_is_shown_again(program, tmp_path, capsys):
     "change, says",
     [
         ({"finished": False}, "stopped before its end"),
+        ({"results": None}, "not written by this program: AttributeError"),
         (
             {"results": {"colour": {}}},
             "not written by this program: KeyError('colour')",
@@ -127,6 +131,38 @@ def test_a_flag_that_does_nothing_is_refused_first(program, capsys):
         "error: --size_of_a=2: does nothing with --what=step; leave the flag out"
     )
     assert "measured" not in capsys.readouterr().out
+
+
+def test_a_value_given_twice_is_refused_first(program, capsys):
+    """Its rows would be measured twice, and could not be told apart."""
+    with pytest.raises(SystemExit) as end:
+        program("--what=step", "--word_of_b=a", "--word_of_b=b", "--word_of_b=a")
+    assert end.value.code == "error: word_of_b=a: is given twice"
+    assert "measured" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["--repeats=2", "--what=step"], "--repeats=2: does nothing with --write_prog"),
+        (["--what=all"], "write_programs=P: only with --what=step"),
+    ],
+)
+def test_programs_are_written_alone_and_once(own_flags, arguments, error):
+    values = own_flags(benchmark.define_flags)
+    values(["benchmark", "--write_programs=P", *arguments])
+    with pytest.raises(ValueError, match=error):
+        benchmark.check(values.what, values)
+
+
+def test_what_cannot_be_printed_is_kept(program, tmp_path):
+    def unprintable(result):
+        raise ValueError("no table")
+
+    benchmark.MODULES["step"].format = unprintable
+    with pytest.raises(SystemExit):
+        program("--what=step", f"--json={tmp_path}/speed.json")
+    assert json.loads((tmp_path / "speed.json").read_text())["finished"]
 
 
 def test_what_is_missing_is_found_before_anything_is_measured(program, capsys):

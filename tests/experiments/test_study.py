@@ -80,6 +80,31 @@ def test_what_the_study_chooses_itself_is_refused(settings):
         settings("--dataset=camvid")
 
 
+@pytest.mark.parametrize("given", [[], ["--keep_freed_memory=false"]])
+def test_the_flag_of_memory_is_for_the_training_programs(settings, monkeypatch, given):
+    """It is no setting of the study, which may go on without it."""
+    commands = []
+
+    def run_study(told, workdir, train, evaluate, report):
+        commands.extend([train, evaluate])
+        assert not any("memory" in flag for flag in told.flags)
+        return {"runs": {}}
+
+    settings("--workdir=W", *given)
+    monkeypatch.setattr(study.study, "run_study", run_study)
+    monkeypatch.setattr(study.signal, "signal", lambda *_: None)
+    study.main(["study"])
+    train, evaluate = (command[3:] for command in commands)
+    assert train == ["--nokeep_freed_memory"] * len(given) and not evaluate
+
+
+def test_the_flag_of_memory_is_refused_for_programs(settings, monkeypatch):
+    settings("--write_programs=P", "--nokeep_freed_memory")
+    monkeypatch.setattr(study.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="^error: --nokeep_freed_memory: does nothing"):
+        study.main(["study"])
+
+
 def test_variants_are_read_from_their_flags(settings, tmp_path):
     file = tmp_path / "sweep.txt"
     file.write_text("--variant=eps: --epsilon=1.0\n--variant=dense: --grid_size=0\n")

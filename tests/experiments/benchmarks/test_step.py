@@ -88,7 +88,7 @@ def on_cpu(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, error",
     [
-        (["--peer_compile"], "peer_compile=True: does nothing without --peer=torch"),
+        (["--peer_compile"], "--peer_compile: does nothing without --peer=torch"),
         (
             ["--write_programs=P", "--jit_compile=off", "--jit_compile=on"],
             "--jit_compile=off --jit_compile=on: does nothing",
@@ -110,6 +110,23 @@ def test_what_does_something_passes(on_cpu, parsed):
         ["--phase=control", "--jit_compile=auto"],
     ):
         step.check(parsed(*arguments))
+
+
+@pytest.mark.parametrize("keep, name", [(True, "kept"), (False, "given back")])
+def test_our_worker_does_with_memory_what_it_is_told(keep, name, monkeypatch):
+    def none_of_it(settings):
+        raise ValueError("no steps")
+
+    done = []
+    allocation = step.allocation
+    monkeypatch.setattr(allocation, "keep_freed_memory", lambda: done.append("kept"))
+    monkeypatch.setattr(
+        allocation, "give_freed_memory_back", lambda: done.append("given back")
+    )
+    monkeypatch.setattr(step, "make_steps", none_of_it)
+    with pytest.raises(ValueError, match="no steps"):
+        step.build_ours({**SETTINGS, "keep_freed_memory": keep})
+    assert done == [name]
 
 
 def test_peers_are_refused_where_they_do_not_share_it(on_cpu, parsed, monkeypatch):
@@ -148,6 +165,12 @@ def test_ratios_and_table():
     assert [r["to_phase1"] for r in rows] == pytest.approx(expected)
     text = step.format({"settings": {**SETTINGS, "repeats": 1}, "rows": rows})
     assert "2 images" not in text and "1 images of 64 x 64" in text
+    assert "memory" not in text.splitlines()[0]
+    settings = {**SETTINGS, "repeats": 1, "keep_freed_memory": False}
+    told = step.format({"settings": settings, "rows": rows})
+    assert told.splitlines()[0].endswith(", ours gives freed memory back")
+    del rows[0]["to_fastest"]  # as in files of earlier versions
+    assert step.format({"settings": settings, "rows": rows})
     lines = text.splitlines()[2:]
     assert len(lines) == 7 and lines[4].split("|")[-4:-1] == [
         "      1.50 ",
