@@ -1,4 +1,4 @@
-"""What README.md and WORKSPACE.md name exists: commands, flags, files, symbols."""
+"""What README.md and other pages name exists: commands, flags, files, symbols."""
 
 import ast
 import dataclasses
@@ -21,7 +21,7 @@ from ss_gan_tf.config import BOOKKEEPING, PRESETS, Config
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "WORKSPACE.md")
+    for name in ("README.md", "WORKSPACE.md", "docs/measurements.md")
 }
 README = TEXTS["README.md"]
 documents = pytest.mark.parametrize("name", TEXTS)
@@ -75,7 +75,7 @@ def flags_of(monkeypatch):
 # --- Commands ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["README.md", "WORKSPACE.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*TEXTS, "CHANGELOG.md"])
 def test_no_section_stands_twice(page):
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     headings = [line for line in lines if line.startswith("## ")]
