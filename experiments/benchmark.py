@@ -78,6 +78,8 @@ def show(path: str) -> str:
         if not found.get("finished", True):  # not always told
             raise ValueError("the measurement was stopped before its end")
         parts = [machine.format_machine(found["machine"])]
+        if "flags" in found:  # not always told
+            parts[0] += "\n" + " ".join(found["flags"])
         for name, result in found["results"].items():
             parts.append(f"--- {name} ---\n{MODULES[name].format(result)}")
     except (LookupError, TypeError, AttributeError) as error:
@@ -103,7 +105,9 @@ def check(what: str, values: flags.FlagValues):
     for name in read & set(values):
         if isinstance(values[name].value, list):
             refuse_doubles(name, values[name].value)
-    if "write_programs" in read and values.write_programs:
+    if "write_programs" in read and values.write_programs is not None:
+        if not values.write_programs:
+            raise ValueError("write_programs: needs a folder")
         refuse_given(values, ["repeats"], "with --write_programs")
         if what != "step":
             raise ValueError(
@@ -127,8 +131,8 @@ def benchmark(
         keep: called with what there is, after each measurement.
 
     Returns:
-        JSON-ready: "machine", "results" with one entry for each measurement, and
-        "finished": whether it is all that was asked for.
+        JSON-ready: "machine", "flags" as they were given, "results" with one entry for
+        each measurement, and "finished": whether it is all that was asked for.
 
     Raises:
         ValueError: see `check`, or a setting that cannot be.
@@ -137,10 +141,13 @@ def benchmark(
     names = chosen(what)
     check(what, values)
     described = machine.describe_machine()
+    given = [values[name].serialize() for name in values if values[name].present]
+    given = [flag for text in given for flag in text.split("\n")]
     if "peer" in values and values.peer != "none":
         found = (getattr(MODULES[name], "PEERS", ()) for name in names)
         described["peers"] = peers.versions(*dict.fromkeys(itertools.chain(*found)))
-    result = {"machine": described, "results": {}, "finished": False}
+    given = [flag for flag in given if not flag.startswith("--json=")]
+    result = {"machine": described, "flags": given, "results": {}, "finished": False}
     print(machine.format_machine(result["machine"]))
     for name in names:
         print(f"\n--- {name} ---", flush=True)

@@ -131,13 +131,13 @@ def format(result: dict[str, Any]) -> str:
         f"commit {written['commit'] or 'unknown'}",
         step_rows.format(result),
     ]
-    for row in result["rows"]:
-        if row["data_sheet_share"] is not None:
-            lines.append(
-                f"{row['phase']}, {row['precision']}, {row['library']}: "
-                f"{row['data_sheet_share']:.0%} of the card's data sheet"
-            )
-    return "\n".join(lines)
+    shares = [
+        f"{row['phase']}, {row['precision']}, {row['library']}: "
+        f"{row['data_sheet_share']:.0%} of the card's data sheet"
+        for row in result["rows"]
+        if row["data_sheet_share"] is not None
+    ]
+    return "\n".join([*lines, *([""] if shares else []), *shares])
 
 
 def main(argv):

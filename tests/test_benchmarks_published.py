@@ -28,13 +28,18 @@ def rows(name, **wanted):
 
 @files
 def test_its_tables_stand_in_the_page(path):
-    machine, *parts = re.split(r"\n\n--- \w+ ---\n", benchmark.show(str(path)))
+    _, *parts = re.split(r"\n\n--- \w+ ---\n", benchmark.show(str(path)))
+    commit = json.loads(path.read_text())["machine"]["commit"][:7]
     assert parts
     for part in parts:
         assert PAGE.count(part) == 1
-        assert f"`{path.stem}.json`" in PAGE.split(part)[0].rsplit("\n\n", 2)[-2]
-    commit = json.loads(path.read_text())["machine"]["commit"]
-    assert commit in machine and commit[:7] in PAGE
+        label = PAGE.split(part)[0].rsplit("\n\n", 2)[-2]
+        assert label.startswith(f"`{path.name}`, commit {commit}: `--what=")
+
+
+def test_all_tables_have_their_files():
+    labels = re.findall(r"^`([\w-]+\.json)`, commit ", PAGE, re.MULTILINE)
+    assert sorted(labels) == [path.name for path in FILES]
 
 
 @files
@@ -55,11 +60,24 @@ PRECISIONS = ("float32", "mixed_bfloat16")
 KEEPS = "torch, keeps memory"
 
 
-def target(start):
-    """The row of the table of targets that begins so: its cell of this machine."""
+def target(start, values, bounds, highest=True):
+    """The cell of this machine in the row that begins so; its verdict is checked.
+
+    Args:
+        start: the row's name.
+        values: what was measured.
+        bounds: what each may be at most, or at least.
+        highest: whether they are upper bounds.
+    """
     table = PAGE.split("\n#### Against the targets\n")[1].split("\n#### ")[0]
     (line,) = [line for line in table.splitlines() if line.startswith(f"| {start} |")]
-    return line.strip("| ").split(" | ")[2]
+    cell = line.strip("| ").split(" | ")[2]
+    missed = any(
+        value > bound if highest else value < bound
+        for value, bound in zip(values, bounds, strict=True)
+    )
+    assert ("**missed**" in cell) == missed and (missed or "met" in cell), cell
+    return cell
 
 
 def by_phase(name, library, field):
@@ -76,50 +94,81 @@ def in_words(values):
 
 
 def memory_ratios(name, peer):
-    """One text for each precision: our peak over the peer's, by phase."""
+    """Our peak over the peer's, for each precision by phase."""
     ours = by_phase(name, "ours, jit off", "peak_memory")
     theirs = by_phase(name, peer, "peak_memory")
-    return "; ".join(
-        in_words(
+    return [
+        [
             ours[p][phase] / theirs[p]["phase1" if phase == "control" else phase]
             for phase in PHASES
-        )
+        ]
         for p in PRECISIONS
-    )
+    ]
+
+
+def told(name, field):
+    """A field of our rows, for each precision by phase."""
+    found = by_phase(name, "ours, jit off", field)
+    return [[found[p][phase] for phase in PHASES] for p in PRECISIONS]
 
 
 @pytest.mark.parametrize("arm", ["vgg16", "resnet50"])
 def test_the_steps_against_their_targets(arm):
-    name = f"step-{arm}"
-    told = {
-        field: by_phase(name, "ours, jit off", field)
-        for field in ("to_peer", "to_fastest", "to_phase1", "share")
-    }
-    for start, field in (
-        ("to PyTorch", "to_peer"),
-        ("to the faster of PyTorch's two", "to_fastest"),
+    name, memory = f"step-{arm}", f"`{arm}` memory to PyTorch"
+    times = {"vgg16": [0.75, 0.75], "resnet50": [0.9, 1.0]}[arm]
+    for start, values, bounds in (
+        (f"`{arm}` to PyTorch", told(name, "to_peer"), times),
+        (f"`{arm}` to the faster of PyTorch's two", told(name, "to_fastest"), times),
+        (f"{memory} as it comes", memory_ratios(name, "torch"), [1.2] * 2),
+        (f"{memory} with kept memory", memory_ratios(name, KEEPS), [1.2] * 2),
     ):
-        texts = [
-            in_words(told[field][p][phase] for phase in PHASES) for p in PRECISIONS
-        ]
-        assert "; ".join(texts) in target(f"`{arm}` {start}"), texts
-    for phase in ("control", "adversarial"):
-        texts = in_words(told["to_phase1"][p][phase] for p in PRECISIONS)
-        assert f"`{arm}` {texts}" in target(f"{phase} / phase 1"), texts
-    for peer, start in (("torch", "as it comes"), (KEEPS, "with kept memory")):
-        text = memory_ratios(name, peer)
-        assert text in target(f"`{arm}` memory to PyTorch {start}"), text
-    if arm == "vgg16":
-        shares = [told["share"]["float32"][phase] for phase in PHASES]
-        text = ", ".join(f"{share:.0%}" for share in shares)
-        assert text in target("60 % of the matrix rate, float32"), text
+        cell = target(
+            start, sum(values, []), [bound for bound in bounds for _ in PHASES]
+        )
+        assert "; ".join(map(in_words, values)) in cell, values
+
+
+def test_phases_against_phase_1():
+    ratios = {arm: told(f"step-{arm}", "to_phase1") for arm in ("vgg16", "resnet50")}
+    for phase, number, bounds in (
+        ("control", 1, [1.05] * 4),  # "noise"
+        ("adversarial", 2, [1.4, 1.4, 1.25, 1.25]),
+    ):
+        values = [of[number] for arm in ratios.values() for of in arm]
+        cell = target(f"{phase} / phase 1", values, bounds)
+        for arm, of in ratios.items():
+            assert f"`{arm}` {in_words(row[number] for row in of)}" in cell
+
+
+def test_the_matrix_rate_against_its_target():
+    shares = told("step-vgg16", "share")
+    cell = target("60 % of the matrix rate, float32", shares[0], [0.6] * 3, False)
+    for row in shares:
+        assert ", ".join(f"{share:.0%}" for share in row) in cell
 
 
 def test_inference_and_evaluation_against_their_targets():
+    ratios, shares = {}, {}
     for arm in ("vgg16", "resnet50"):
-        found = rows(f"inference-{arm}", library="ours")
-        text = f"`{arm}` {in_words(row['to_peer'] for row in found)}"
-        assert text in target("inference to PyTorch"), text
-        busy = [row["busy"] for row in rows(f"evaluate-{arm}")]
-        text = f"`{arm}` {', '.join(f'{share:.0%}' for share in busy)}"
-        assert text in target("evaluation: device busy"), text
+        ratios[arm] = [r["to_peer"] for r in rows(f"inference-{arm}", library="ours")]
+        shares[arm] = [row["busy"] for row in rows(f"evaluate-{arm}")]
+    cell = target("inference to PyTorch", sum(ratios.values(), []), [1] * 4)
+    for arm, values in ratios.items():
+        assert f"`{arm}` {in_words(values)}" in cell
+    busy = sum(shares.values(), [])
+    cell = target("evaluation: device busy", busy, [0.9] * len(busy), False)
+    for arm, values in shares.items():
+        assert f"`{arm}` {', '.join(f'{share:.0%}' for share in values)}" in cell
+
+
+def test_figures_of_the_other_files_in_the_targets():
+    (alone,) = rows("step-vgg16-alone", phase="adversarial")
+    assert f"; {alone['to_phase1']:.2f} in seven rounds" in PAGE
+    name, bfloat16 = "step-vgg16-gives-back", "mixed_bfloat16"
+    ours = rows(name, library="ours, jit off", precision=bfloat16)
+    peaks = {row["phase"]: row["peak_memory"] for row in rows(name, library="torch")}
+    memory = [
+        row["peak_memory"] / peaks.get(row["phase"], peaks["phase1"]) for row in ours
+    ]
+    text = "bfloat16 has {:.2f}, {:.2f} and {:.2f}, in {:.2f}, {:.2f} and {:.2f} of"
+    assert text.format(*memory, *(row["to_peer"] for row in ours)) in PAGE
