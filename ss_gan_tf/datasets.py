@@ -23,6 +23,7 @@ class DatasetFacts:
         ignore_label: Label value of pixels that belong to no class.
         table4_classes: The classes that the paper's Table 4 reports, in its order.
         image_size: (height, width) of every image in pixels; None if sizes differ.
+        terms: Under what its images may be shown; empty where they are drawn here.
     """
 
     name: str
@@ -32,6 +33,7 @@ class DatasetFacts:
     ignore_label: int = IGNORE_LABEL
     table4_classes: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
+    terms: str = ""
 
     def __post_init__(self) -> None:
         """Checks that every class has a colour."""
@@ -136,6 +138,7 @@ DATASETS = {
         ),
         counts={"train": 367, "val": 101, "test": 233},
         image_size=(360, 480),
+        terms="Frames of CamVid (Brostow, Fauqueur, Cipolla 2009): CC BY-NC 4.0.",
     ),
     # PASCAL VOC 2012 with the masks of SBD; Sec. 2.1.  trainaug = VOC train and the
     # 9,118 images of SBD outside VOC train and VOC val.

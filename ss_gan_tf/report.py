@@ -17,9 +17,11 @@ from ss_gan_tf import (
     study,
     summaries,
     variants,
+    visualize,
 )
 from ss_gan_tf.comparison import Comparison
 from ss_gan_tf.config import PRESETS, Config
+from ss_gan_tf.datasets import DATASETS
 from ss_gan_tf.page import Picture, Pictures, Section, Table, Text, write_page
 from ss_gan_tf.tables import Tables
 from ss_gan_tf.words import DASH, slug
@@ -218,10 +220,26 @@ def _pictures(tables: Tables, data_dir, draw) -> list:
     ]
     for group in tables.groups:
         try:
-            blocks += _panels(tables, group, data_dir)
+            found = _panels(tables, group, data_dir)
+            if any(isinstance(block, Pictures) for block in found):
+                blocks += legend(tables, group)
+            blocks += found
         except (FileNotFoundError, ValueError) as error:
             blocks.append(Text(f"{tables.name(group)}: no pictures, {error}"))
     return blocks
+
+
+def legend(tables: Tables, group) -> list:
+    """Which colour is which class, and the terms of the images."""
+    run = next(r.run for r in tables.compared.runs if r.group == group)
+    drawn = visualize.legend(run.class_names, run.class_colors)
+    name = tables.name(group)
+    picture = Picture(
+        f"{slug(*group)}-classes.png", "classes", figures.encode(drawn, ".png")
+    )
+    facts = DATASETS.get(run.config.dataset)
+    terms = [Text(facts.terms)] if facts and facts.terms else []
+    return [*terms, Pictures(f"{name}: colours of the classes", [picture])]
 
 
 def _panels(tables: Tables, group, data_dir) -> list:

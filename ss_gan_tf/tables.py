@@ -13,7 +13,16 @@ from ss_gan_tf.comparison import Comparison, Result
 from ss_gan_tf.config import ARMS
 from ss_gan_tf.datasets import DATASETS
 from ss_gan_tf.page import Table, Text
-from ss_gan_tf.words import DASH, differ, difference, interval, number, signed, spread
+from ss_gan_tf.words import (
+    DASH,
+    differ,
+    difference,
+    interval,
+    mean_of,
+    number,
+    signed,
+    spread,
+)
 
 NAMES = {
     "phase1": "phase 1",
@@ -33,6 +42,12 @@ FULL = (
     ("border ratio", ("granulation", "border_ratio"), 1),
     ("large areas missed, %", ("granulation", "large_missed"), 100),
     ("calibration error, %", ("calibration", "ece"), 100),
+    ("mean confidence, %", ("calibration", "mean_confidence"), 100),
+)
+# And behind them, of every evaluation.
+CLASS_SIZES = (
+    ("mIoU of small classes, %", ("miou_small_classes",), 100),
+    ("mIoU of large classes, %", ("miou_large_classes",), 100),
 )
 
 
@@ -284,7 +299,7 @@ class Tables:
         return blocks
 
     def full_metrics(self):
-        """Granulation, boundary and calibration figures, mean over seeds."""
+        """Granulation, boundary, calibration, small and large classes over seeds."""
         blocks = []
         for group in self.groups:
             rows = []
@@ -292,26 +307,58 @@ class Tables:
                 found = self._results(group, role)
                 if role in results.PLACEBOS and not found:
                     continue
-                figures = [
-                    [_figure(result, self.split, place) for _, place, _ in FULL]
+                found = [
+                    result
                     for result in found
+                    if any(
+                        _figure(result, self.split, p) is not None for _, p, _ in FULL
+                    )
                 ]
-                figures = [f for f in figures if any(v is not None for v in f)]
-                cells = [str(len(figures) or DASH)]
-                for column, (_, _, factor) in enumerate(FULL):
-                    values = [f[column] for f in figures if f[column] is not None]
-                    mean = factor * statistics.fmean(values) if values else None
-                    cells.append(number(mean))
+                cells = [str(len(found) or DASH)]
+                for _, place, factor in (*FULL, *CLASS_SIZES):
+                    values = [_figure(result, self.split, place) for result in found]
+                    cells.append(mean_of([factor * v for v in values if v is not None]))
                 rows.append([results.in_words(role), *cells])
             blocks.append(
                 Table(
                     f"{self.name(group)}, {self.split}; mean over the seeds that were "
-                    "evaluated with the full metrics; a dash where there is none.",
-                    ["", "seeds", *(title for title, _, _ in FULL)],
+                    "evaluated with the full metrics, and their sample standard "
+                    "deviation; a dash where there is none.",
+                    ["", "seeds", *(title for title, _, _ in (*FULL, *CLASS_SIZES))],
                     rows,
                 )
             )
+            blocks += self._full_differences(group)
         return blocks
+
+    def _full_differences(self, group) -> list[Table]:
+        """What the adversary and the placebos change of these figures."""
+        of_role = {
+            role: found
+            for role in ("adversarial", *results.PLACEBOS)
+            if (found := self._results(group, role))
+        }
+        rows = []
+        for title, place, factor in (*FULL, *CLASS_SIZES):
+            cells = []
+            for found in of_role.values():
+                pairs = []
+                for result in found:
+                    control = self.compared.get(group, result.config.seed, "control")
+                    ours = _figure(result, self.split, place)
+                    theirs = control and _figure(control, self.split, place)
+                    if ours is not None and theirs is not None:
+                        pairs.append(factor * (ours - theirs))
+                cells.append(_over_seeds(pairs))
+            if any(cell != DASH for cell in cells):
+                rows.append([title, *cells])
+        if not rows:
+            return []
+        caption = (
+            f"{self.name(group)}, {self.split}: difference to the control of the same "
+            "seed, mean over seeds and its 95 % interval (Student's t)"
+        )
+        return [Table(caption, ["", *map(results.in_words, of_role)], rows)]
 
     # --- Access --------------------------------------------------------------
 
@@ -403,6 +450,16 @@ def _run_row(result: Result, kinds, count) -> list[str]:
     elif last["guard"]["ways_back"]:
         cells[-1] += " (since the guard went back)"
     return [name, *cells, f"{steps:,}", number(hours)]
+
+
+def _over_seeds(differences: Sequence[float]) -> str:
+    """Their mean and its interval, or of how few seeds it is."""
+    if not differences:
+        return DASH
+    seeds = seed_spread(differences)
+    if seeds.num_pairs == 1:
+        return f"{signed(seeds.mean)} (one seed)"
+    return f"{signed(seeds.mean)} ({interval((seeds.low, seeds.high))})"
 
 
 def _figure(result: Result, kind: str, place: Sequence[str]) -> float | None:

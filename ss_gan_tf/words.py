@@ -26,10 +26,17 @@ def spread(values: Sequence[float]) -> str:
     """Mean, sample standard deviation where there are several, and their number."""
     if not values:
         return DASH
+    return f"{mean_of(values)} ({len(values)})"
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """Mean, and sample standard deviation where there are several."""
+    if not values:
+        return DASH
     mean = f"{statistics.fmean(values):.2f}"
     if len(values) == 1:
-        return f"{mean} (1)"
-    return f"{mean} \N{PLUS-MINUS SIGN} {statistics.stdev(values):.2f} ({len(values)})"
+        return mean
+    return f"{mean} \N{PLUS-MINUS SIGN} {statistics.stdev(values):.2f}"
 
 
 def difference(ours: Sequence[float], theirs: float | None) -> str:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ss_gan_tf.page import Pictures, Table
+from ss_gan_tf.page import Pictures, Table, Text
 from ss_gan_tf.report import write_report
 
 
@@ -167,6 +167,10 @@ def test_pictures_are_those_of_the_rule(runs, tmp_path, monkeypatch):
     roles = ["phase1", "control", "adversarial"]
     assert asked == [(roles, "test", ["image0", "image1"], "DATA")]
     blocks = [b for b in section(sections, "Fig. 6") if isinstance(b, Pictures)]
+    legend, *blocks = blocks
+    assert legend.caption == "camvid, vgg16: colours of the classes"
+    texts = [b.text for b in section(sections, "Fig. 6") if isinstance(b, Text)]
+    assert any("CC BY-NC 4.0" in text for text in texts)
     assert [b.caption.split(", ")[3] for b in blocks] == [
         "largest gain: image0",
         "median: image1",

@@ -55,8 +55,8 @@ MAY_IMPORT = {
         "results",
     },
     "report": {
-        "comparison", "config", "config_rules", "figures", "page", "panels",
-        "results", "study", "summaries", "tables", "variants", "words",
+        "comparison", "config", "config_rules", "datasets", "figures", "page", "panels",
+        "results", "study", "summaries", "tables", "variants", "visualize", "words",
     },
     "variants": {"bootstrap", "comparison", "figures", "page", "tables", "words"},
     "tables": {

@@ -154,18 +154,43 @@ def test_classes_show_the_gain_and_its_range(tables):
 
 
 def test_full_metrics_or_a_dash(tables, fake_run):
-    assert rows(tables.full_metrics())["control"] == ["-"] * 10
+    assert rows(tables.full_metrics())["control"] == ["-"] * 13
     result = read_result(fake_run("full", [0.9]))
     result.metrics["test"] |= {
         "boundary": {"mean_iou": 0.5, "mean_f1": None},
         "granulation": {"specks": 2.5},
-        "calibration": {"ece": 0.125},
+        "calibration": {"ece": 0.125, "mean_confidence": 0.75},
+        "miou_small_classes": 0.25,
+        "miou_large_classes": 0.5,
     }
     # Another seed without them does not count.
     basic = read_result(fake_run("basic", [0.9], seed=1))
     found = rows(Tables(Comparison([result, basic]), "test").full_metrics())
     expected = ["1", "50.00", "-", "-", "-", "2.50", "-", "-", "-", "12.50"]
-    assert found["adversarial"] == expected
+    assert found["adversarial"] == [*expected, "75.00", "25.00", "50.00"]
+
+
+def test_full_metrics_against_the_control_of_the_same_seed(fake_run):
+    found = []
+    for seed, specks in enumerate([(2.0, 3.0), (4.0, 7.0)]):
+        for role, value in zip(("control", "arm"), specks, strict=True):
+            settings = {"lambda_adv": 0.0} if role == "control" else {}
+            result = read_result(
+                fake_run(f"{role}{seed}", [0.9], seed=seed, **settings)
+            )
+            result.metrics["test"] |= {"granulation": {"specks": value}}
+            if seed == 0:
+                result.metrics["test"] |= {"calibration": {"ece": value / 100}}
+            found.append(result)
+    means, differences = Tables(Comparison(found), "test").full_metrics()
+    assert differences.header == ["", "adversarial"]
+    shown = {row[0]: row[1] for row in differences.rows}
+    # 1 and 3: mean 2, s = sqrt(2), 12.706 s / sqrt(2) = 12.71.
+    assert shown["specks /image"] == "+2.00 (-10.71 to +14.71)"
+    assert shown["calibration error, %"] == "+1.00 (one seed)"
+    assert "border ratio" not in shown
+    column = means.header.index("specks /image")
+    assert means.rows[1][column] == "3.00 \N{PLUS-MINUS SIGN} 1.41"
 
 
 def test_partial_data_sets_are_marked(tables):

@@ -187,9 +187,9 @@ def test_a_study_is_stopped_continued_and_reported(tiny_data, tmp_path):
     assert "Chosen on val: " in text
     pictures = re.findall(r"<img src=\"data:image/(\w+)", text)
     # Gains, four curves, and the same four of the variant; at most three images of
-    # image, truth, three predictions and three errors each.
+    # image, truth, three predictions and three errors each; the classes' colours.
     assert pictures.count("svg") == 1 + 2 * 4 and pictures.count("jpeg") in (1, 2, 3)
-    assert pictures.count("png") == 7 * pictures.count("jpeg")
+    assert pictures.count("png") == 7 * pictures.count("jpeg") + 1
 
 
 def test_a_report_of_nothing_is_one_line():
