@@ -85,7 +85,8 @@ def summarize(
         class_names: C names.
 
     Returns:
-        {"ece", "mean_confidence": fractions over all pixels, or None; "per_class":
+        {"ece", "mean_confidence" (sum_b confidence_b / n, with the names of
+        `expected_error`): fractions over all pixels, or None; "per_class":
         the same of the pixels predicted as a class, {figure: {name: value or None}};
         "num_bins"}.
     """

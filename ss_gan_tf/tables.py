@@ -83,6 +83,8 @@ class Tables:
                 if role == "phase1" and gains:
                     text += " The extra steps alone may do this."
                 blocks.append(Text(text, strong=role == "control"))
+                if role == "control" and gains and not unfair:
+                    blocks += self._on_val(group, role, gains, text)
             for kind in dict.fromkeys((self.split, self.val)):
                 if early := self.compared.early(group, kind):
                     told = f"Figures on {kind} that are not of a run's end: "
@@ -297,6 +299,21 @@ class Tables:
                 )
             )
         return blocks
+
+    def _on_val(self, group, role, gains, said) -> list[Text]:
+        """Whether the split that checkpoints are chosen on says what was `said`."""
+        if self.split == self.val or self.compared.unfair(group, role, self.val):
+            return []
+        there = self.compared.gains(group, role, self.val)
+        if not there:
+            return []
+        text = comparison.conclude(there, NAMES[role])
+        text = f"On {self.val}: {text[0].lower()}{text[1:]}"
+        means = [statistics.fmean(g.points for g in of) for of in (gains, there)]
+        opposed = means[0] * means[1] < 0 and "no difference shown" not in said
+        if opposed:
+            text += f" The sign is not that on {self.split}: it depends on the split."
+        return [Text(text, strong=opposed)]
 
     def full_metrics(self):
         """Granulation, boundary, calibration, small and large classes over seeds."""

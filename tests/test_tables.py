@@ -94,6 +94,28 @@ def test_unfair_pairs_get_no_conclusion(fake_run):
     )
 
 
+@pytest.mark.parametrize("opposed", [False, True])
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_val_says_stands_beside_it(fake_run, opposed, images):
+    """One image makes no interval, so nothing was shown that val could oppose."""
+    kinds, off = ("test", "val"), {"lambda_adv": 0.0}
+    control = read_result(fake_run("c", [0.8] * images, kinds=kinds, **off))
+    arm = read_result(fake_run("a", [0.9] * images, kinds=kinds))
+    if opposed:
+        for one in (control.metrics, control.counts):
+            other = arm.metrics if one is control.metrics else arm.counts
+            one["val"], other["val"] = other["val"], one["val"]
+    blocks = Tables(Comparison([control, arm]), "test").conclusions()
+    (val,) = [block for block in blocks if block.text.startswith("On val: ")]
+    said = {1: "no difference shown", 3: "a lead, not"}[images]
+    assert val.text.startswith(f"On val: against the control: {said}")
+    told = opposed and images == 3
+    assert ("depends on the split" in val.text) == val.strong == told
+    assert ("-15.15" if opposed else "+15.15") in val.text
+    of_val = Tables(Comparison([control, arm]), "val").conclusions()
+    assert not any(block.text.startswith("On val: ") for block in of_val)
+
+
 def test_best_checkpoints_that_were_chosen_on_other_data(tables):
     assert rows(tables.gains())["the control"][-1] != "-"
     run = tables.compared.runs[1].run
