@@ -327,7 +327,11 @@ def test_a_users_mistake_is_one_line(tmp_path):
         (
             "study",
             "settings_from_flags",
-            {"write_programs": None, "read_programs": None},
+            {
+                "write_programs": None,
+                "read_programs": None,
+                "keep_freed_memory": True,
+            },
         ),
     ],
 )
