@@ -18,7 +18,12 @@ from typing import Any
 from absl import app, flags
 
 from experiments.benchmarks import machine, outputs, peers
-from experiments.flags import refuse_arguments, refuse_doubles, refuse_given
+from experiments.flags import (
+    as_given,
+    refuse_arguments,
+    refuse_doubles,
+    refuse_given,
+)
 from experiments.progress import show_own_messages
 from ss_gan_tf import strict_json
 from ss_gan_tf.config import ARMS
@@ -141,12 +146,11 @@ def benchmark(
     names = chosen(what)
     check(what, values)
     described = machine.describe_machine()
-    given = [values[name].serialize() for name in values if values[name].present]
-    given = [flag for text in given for flag in text.split("\n")]
     if "peer" in values and values.peer != "none":
         found = (getattr(MODULES[name], "PEERS", ()) for name in names)
         described["peers"] = peers.versions(*dict.fromkeys(itertools.chain(*found)))
-    given = [flag for flag in given if not flag.startswith("--json=")]
+    names_given = [n for n in values if values[n].present and n != "json"]
+    given = [word for name in names_given for word in as_given(values, name)]
     result = {"machine": described, "flags": given, "results": {}, "finished": False}
     print(machine.format_machine(result["machine"]))
     for name in names:

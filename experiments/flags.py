@@ -127,8 +127,13 @@ def refuse_given(values: flags.FlagValues, names: Iterable[str], where: str):
     """
     for name in names:
         if values[name].present:
-            given = " ".join(values[name].serialize().split("\n"))
+            given = " ".join(as_given(values, name))
             raise ValueError(f"{given}: does nothing {where}; leave the flag out")
+
+
+def as_given(values: flags.FlagValues, name: str) -> list[str]:
+    """A flag as words of a command line, one for each time that it is given."""
+    return values[name].serialize().split("\n")
 
 
 def refuse_doubles(name: str, values: Sequence[str]):

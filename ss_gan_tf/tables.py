@@ -49,6 +49,7 @@ CLASS_SIZES = (
     ("mIoU of small classes, %", ("miou_small_classes",), 100),
     ("mIoU of large classes, %", ("miou_large_classes",), 100),
 )
+COLUMNS = (*FULL, *CLASS_SIZES)
 
 
 class Tables:
@@ -332,7 +333,7 @@ class Tables:
                     )
                 ]
                 cells = [str(len(found) or DASH)]
-                for _, place, factor in (*FULL, *CLASS_SIZES):
+                for _, place, factor in COLUMNS:
                     values = [_figure(result, self.split, place) for result in found]
                     cells.append(mean_of([factor * v for v in values if v is not None]))
                 rows.append([results.in_words(role), *cells])
@@ -341,7 +342,7 @@ class Tables:
                     f"{self.name(group)}, {self.split}; mean over the seeds that were "
                     "evaluated with the full metrics, and their sample standard "
                     "deviation; a dash where there is none.",
-                    ["", "seeds", *(title for title, _, _ in (*FULL, *CLASS_SIZES))],
+                    ["", "seeds", *(title for title, _, _ in COLUMNS)],
                     rows,
                 )
             )
@@ -356,7 +357,7 @@ class Tables:
             if (found := self._results(group, role))
         }
         rows = []
-        for title, place, factor in (*FULL, *CLASS_SIZES):
+        for title, place, factor in COLUMNS:
             cells = []
             for found in of_role.values():
                 pairs = []

@@ -13,7 +13,6 @@ import shlex
 import cv2
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments.flags import config_from_flags
 from ss_gan_tf.config import BOOKKEEPING, PRESETS, Config
@@ -50,24 +49,17 @@ COMMANDS = [
 
 
 @pytest.fixture
-def flags_of(monkeypatch):
+def flags_of(own_flags):
     """Module -> its flags, defined anew and in a set of their own."""
 
     importlib.import_module("absl.logging")  # its flags belong to the real set
 
     def flags_of(module):
-        values = flags.FlagValues()
-        with monkeypatch.context() as patch:
-            for name in (
-                "bool", "enum", "flag", "float", "integer", "list", "multi_enum",
-                "multi_string", "string",
-            ):  # fmt: skip
-                define = getattr(flags, f"DEFINE_{name}")
-                define = functools.partial(define, flag_values=values)
-                patch.setattr(flags, f"DEFINE_{name}", define)
+        def define():
             code = runpy.run_module(module)  # some define their flags here,
             code.get("define_flags", dict)()  # and others when they start
-        return values
+
+        return own_flags(define)
 
     return flags_of
 

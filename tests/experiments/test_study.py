@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
 from experiments import study
 
@@ -17,20 +16,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def settings(monkeypatch, tiny_data):
+def settings(monkeypatch, own_flags, tiny_data):
     """Parses an argument list into the study's settings, on flags of its own."""
 
     def settings(*arguments):
-        values = flags.FlagValues()
-        with monkeypatch.context() as patch:
-            for name in (
-                "enum", "bool", "flag", "integer", "float", "string", "list",
-                "multi_string",
-            ):  # fmt: skip
-                define = getattr(flags, f"DEFINE_{name}")
-                define = functools.partial(define, flag_values=values)
-                patch.setattr(flags, f"DEFINE_{name}", define)
-            study.define_flags()
+        values = own_flags(study.define_flags)
         monkeypatch.setattr("experiments.study.FLAGS", values)
         monkeypatch.setattr("experiments.flags.FLAGS", values)
         values(["study", f"--data_dir={tiny_data}", "--workdir=W", *arguments])
