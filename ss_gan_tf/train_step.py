@@ -174,28 +174,15 @@ def make_adversarial_step(
         accumulate_steps,
         real_map,
     )
+    gradients_at_logits = _make_gradients_at_logits(
+        adversary,
+        generator_optimizer,
+        adversarial_form,
+        placebo,
+        ignore_label,
+        accumulate_steps,
+    )
     generator_optimizer.build(generator.trainable_variables)
-    share = share_of_batch(accumulate_steps)
-
-    def both_gradients(logits, label, *features):
-        """Eq. 4, eq. 3's adversarial term, and their gradients at G's logits."""
-        segmentation, segmentation_gradient = _segmentation_at_logits(
-            logits, label, ignore_label, share
-        )
-        with tf.GradientTape() as at_logits:
-            at_logits.watch(logits)
-            fake = adversary_lib.fake_map(tf.nn.softmax(logits), label, ignore_label)
-            fake_logits = adversary_lib.judge(adversary, fake, *features)
-            cells = adversary_lib.valid_cells(label, ignore_label, fake_logits)
-            adversarial = losses.adversarial_loss(fake_logits, cells, adversarial_form)
-            if placebo == "entropy":
-                adversarial = losses.entropy_loss(logits, label, ignore_label)
-            adversarial *= share
-            scaled = generator_optimizer.scale_loss(adversarial)
-        adversarial_gradient = at_logits.gradient(scaled, logits)
-        adversarial_gradient /= generator_optimizer.scale_loss(1.0)
-        gradients = (segmentation_gradient, adversarial_gradient)
-        return gradients, (segmentation, adversarial)
 
     def adversarial_step(image, label):
         step = generator_optimizer.iterations
@@ -212,21 +199,17 @@ def make_adversarial_step(
 
         # --- G: eq. 3 --------------------------------------------------------
         gradients, (segmentation, adversarial) = in_parts(
-            both_gradients,
+            gradients_at_logits,
             accumulate_steps,
             (logits, label, *features),
             keep=(tf.float32, tf.float32),
             total=(tf.constant(0.0), tf.constant(0.0)),
         )
         segmentation, adversarial = map(replicas.total, (segmentation, adversarial))
-        segmentation_norm = gradients_lib.norm(gradients[0], generator_optimizer)
-        adversarial_norm = gradients_lib.norm(gradients[1], generator_optimizer)
-        if gradient_ratio is None:
-            weight = tf.constant(on_generator, tf.float32)
-        else:
-            weight = losses.gradient_ratio_lambda(
-                segmentation_norm, adversarial_norm, gradient_ratio, lambda_max
-            )
+        norms = [gradients_lib.norm(x, generator_optimizer) for x in gradients]
+        weight = tf.constant(on_generator, tf.float32)
+        if gradient_ratio is not None:
+            weight = losses.gradient_ratio_lambda(*norms, gradient_ratio, lambda_max)
         weight *= ramp(step, lambda_ramp_steps)
         if strength is not None:
             weight *= strength
@@ -238,23 +221,18 @@ def make_adversarial_step(
             generator.trainable_variables,
         )
         gradients_lib.keep_finite(statistics)
-        return (
-            scalars
-            | {
-                "loss/mce": segmentation,
-                "loss/adversarial": adversarial,
-                "loss/loss_g": losses.generator_loss(segmentation, adversarial, weight),
-                "gradient/segmentation": segmentation_norm,
-                "gradient/adversarial": adversarial_norm,
-                "gradient/lambda": weight,
-                "gradient/ratio": tf.math.divide_no_nan(
-                    weight * adversarial_norm, segmentation_norm
-                ),
-                "learning_rate/generator": g_rate,
-                "learning_rate/adversary": a_rate,
-            }
-            | gradients_lib.loss_scale("generator", generator_optimizer)
-        )
+        scalars |= {
+            "loss/mce": segmentation,
+            "loss/adversarial": adversarial,
+            "loss/loss_g": losses.generator_loss(segmentation, adversarial, weight),
+            "gradient/segmentation": norms[0],
+            "gradient/adversarial": norms[1],
+            "gradient/lambda": weight,
+            "gradient/ratio": tf.math.divide_no_nan(weight * norms[1], norms[0]),
+            "learning_rate/generator": g_rate,
+            "learning_rate/adversary": a_rate,
+        }
+        return scalars | gradients_lib.loss_scale("generator", generator_optimizer)
 
     return replicas.make_function(adversarial_step, generator, jit_compile)
 
@@ -324,6 +302,39 @@ def _segmentation_at_logits(logits, label, ignore_label, share):
         at_logits.watch(logits)
         segmentation = share * losses.segmentation_loss(logits, label, ignore_label)
     return segmentation, at_logits.gradient(segmentation, logits)
+
+
+def _make_gradients_at_logits(
+    adversary, optimizer, form, placebo, ignore_label, num_parts
+):
+    """G's half of the step at its logits.
+
+    Returns:
+        (logits, label, *features) -> (gradients of eq. 4 and of eq. 3's adversarial
+        term at the logits), (both losses), each as a part's share of the batch's.
+    """
+    share = share_of_batch(num_parts)
+
+    def gradients_at_logits(logits, label, *features):
+        segmentation, segmentation_gradient = _segmentation_at_logits(
+            logits, label, ignore_label, share
+        )
+        with tf.GradientTape() as at_logits:
+            at_logits.watch(logits)
+            fake = adversary_lib.fake_map(tf.nn.softmax(logits), label, ignore_label)
+            fake_logits = adversary_lib.judge(adversary, fake, *features)
+            cells = adversary_lib.valid_cells(label, ignore_label, fake_logits)
+            adversarial = losses.adversarial_loss(fake_logits, cells, form)
+            if placebo == "entropy":
+                adversarial = losses.entropy_loss(logits, label, ignore_label)
+            adversarial *= share
+            scaled = optimizer.scale_loss(adversarial)
+        adversarial_gradient = at_logits.gradient(scaled, logits)
+        adversarial_gradient /= optimizer.scale_loss(1.0)
+        gradients = (segmentation_gradient, adversarial_gradient)
+        return gradients, (segmentation, adversarial)
+
+    return gradients_at_logits
 
 
 def _make_adversary_update(
