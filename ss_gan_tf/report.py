@@ -104,12 +104,12 @@ def write_report(
     tables = Tables(compared, split, facts)
     sections = [
         Section("What may be concluded", tables.conclusions()),
-        Section("mIoU, as in Table 3", tables.table3()),
-        Section("IoU by class, as in Table 4", tables.table4()),
         Section(
             "Gains of the adversarial arm", [*_gain_pictures(tables), *tables.gains()]
         ),
         *([Section("Variants", found)] if (found := variants.tables(tables)) else []),
+        Section("mIoU, as in Table 3", tables.table3()),
+        Section("IoU by class, as in Table 4", tables.table4()),
         Section("Every run", tables.runs()),
         Section("Gain by class", tables.classes()),
         Section("Granulation and boundaries", tables.full_metrics()),

@@ -289,12 +289,12 @@ class Tables:
                     spread([v for v in values if v is not None]) for values in pairs
                 ]
                 reach = f"{min(gains):+.2f} to {max(gains):+.2f}" if gains else DASH
-                mean = signed(statistics.fmean(gains)) if gains else DASH
-                rows.append([name, *cells, mean, reach])
+                rows.append([name, *cells, over_seeds(gains), reach])
             blocks.append(
                 Table(
                     f"{self.name(group)}: IoU in % on {self.split}; gain of the "
-                    "adversarial arm over the control, mean and range over seeds",
+                    "adversarial arm over the control, mean over seeds with its 95 % "
+                    "interval (Student's t), and range",
                     ["class", "phase 1", "control", "adversarial", "gain", "range"],
                     rows,
                 )
@@ -367,7 +367,7 @@ class Tables:
                     theirs = control and _figure(control, self.split, place)
                     if ours is not None and theirs is not None:
                         pairs.append(factor * (ours - theirs))
-                cells.append(_over_seeds(pairs))
+                cells.append(over_seeds(pairs))
             if any(cell != DASH for cell in cells):
                 rows.append([title, *cells])
         if not rows:
@@ -470,8 +470,8 @@ def _run_row(result: Result, kinds, count) -> list[str]:
     return [name, *cells, f"{steps:,}", number(hours)]
 
 
-def _over_seeds(differences: Sequence[float]) -> str:
-    """Their mean and its interval, or of how few seeds it is."""
+def over_seeds(differences: Sequence[float]) -> str:
+    """Mean of a difference for each seed and its interval, or that it is of one."""
     if not differences:
         return DASH
     seeds = seed_spread(differences)

@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping, Sequence
 from ss_gan_tf import comparison, figures
 from ss_gan_tf.bootstrap import seed_spread
 from ss_gan_tf.page import Picture, Pictures, Table, Text
-from ss_gan_tf.tables import NAMES, Tables
+from ss_gan_tf.tables import NAMES, Tables, over_seeds
 from ss_gan_tf.words import DASH, differ, interval, signed, slug
 
 
@@ -43,7 +43,7 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
 
     Returns:
         For each group that has variants a table, a picture of their means where one
-        has several seeds, and a sentence.
+        has several seeds, a sentence, and a table of what was not chosen by.
     """
     blocks = []
     for group in made.groups:
@@ -54,7 +54,7 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
             name: made.compared.gains(group, "control", made.val, of=name)
             for name in ("adversarial", *names)
         }
-        over_seeds = {
+        spreads = {
             name: seed_spread([gain.points for gain in found])
             for name, found in gains.items()
             if found
@@ -84,7 +84,7 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
                         made,
                         name,
                         gains[name],
-                        over_seeds.get(name),
+                        spreads.get(name),
                         seeds,
                         outcomes[name],
                         name in unfair,
@@ -93,40 +93,76 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
                 ],
             )
         )
-        shown = {k: v for k, v in over_seeds.items() if k not in unfair}
+        shown = {k: v for k, v in spreads.items() if k not in unfair}
         blocks += _picture(made, group, shown, ended)
         chosen = choose(gains, ended | unfair)
         text = _sentence(made, group, chosen, ended, unfair)
-        blocks.append(Text(text, strong=True))
+        blocks += [Text(text, strong=True), _elsewhere(made, group, [*gains])]
     return blocks
 
 
-def _row(made, name, gains, over_seeds, seeds, outcomes, is_unfair) -> list[str]:
+def _elsewhere(made, group, names) -> Table:
+    """Each variant where nothing was chosen, and over the arm that it varies."""
+    seeds = made.compared.seeds(group)
+    header, columns = ["variant"], []
+    for kind in dict.fromkeys((made.val, made.split)):
+        if kind != made.val:
+            header += [f"{kind}: over the control", *(f"seed {s}" for s in seeds)]
+            columns.append(("control", kind))
+        header.append(f"{kind}: over the adversarial arm")
+        columns.append(("adversarial", kind))
+    rows = []
+    for name in names:
+        cells = []
+        for against, kind in columns:
+            gains = made.compared.gains(group, against, kind, of=name)
+            unfair = made.compared.unfair(group, against, kind, of=name)
+            if unfair or name == against:
+                gains = []
+            told = over_seeds([gain.points for gain in gains])
+            cells.append("not comparable" if unfair else told)
+            if against == "control":
+                cells += [_of_seeds(gains).get(seed, DASH) for seed in seeds]
+        rows.append([name, *cells])
+    caption = (
+        f"{made.name(group)}: points of mIoU, mean over seeds with its 95 % interval "
+        "(Student's t), for a seed with that over images; nothing is chosen by this "
+        "table, and one in twenty such intervals misses what it is of"
+    )
+    return Table(caption, header, rows)
+
+
+def _row(made, name, gains, found, seeds, outcomes, is_unfair) -> list[str]:
     told = (made.facts or {}).get("settings", {}).get("variants", {})
-    cells = {
-        gain.seed: f"{signed(gain.points)} ({interval(gain.interval)})"
-        for gain in gains
-    }
+    cells = _of_seeds(gains)
     for seed, outcome in outcomes.items():
         if outcome["ended"]:
             cells[seed] = f"{cells.get(seed, DASH)}, the guard ended it"
         elif outcome["ways_back"]:
             cells[seed] = f"{cells.get(seed, DASH)}, the guard went back"
     mean, reach = DASH, DASH
-    if over_seeds:
-        mean, reach = signed(over_seeds.mean), interval(_reach(over_seeds))
+    if found:
+        mean, reach = signed(found.mean), interval(_reach(found))
     title = name + " (not comparable)" * is_unfair
     row = [title, mean, reach, *(cells.get(seed, DASH) for seed in seeds)]
     return [*row, " ".join(told.get(name, ())) or DASH]
 
 
+def _of_seeds(gains) -> dict[int, str]:
+    """Seed -> points and their interval over images."""
+    return {
+        gain.seed: f"{signed(gain.points)} ({interval(gain.interval)})"
+        for gain in gains
+    }
+
+
 def _picture(made, group, spreads, ended) -> list[Pictures]:
     """Mean and interval over seeds of each variant, one below the other."""
     rows = []
-    for name, over_seeds in spreads.items():
-        label = f"{name} ({over_seeds.num_pairs})"
+    for name, found in spreads.items():
+        label = f"{name} ({found.num_pairs})"
         label += ", ended by the guard" if name in ended else ""
-        rows.append((label, over_seeds.mean, _reach(over_seeds)))
+        rows.append((label, found.mean, _reach(found)))
     if all(reach is None for _, _, reach in rows):
         return []
     drawn = figures.draw_gains(rows, f"{made.name(group)}, {made.val}")
@@ -138,9 +174,9 @@ def _picture(made, group, spreads, ended) -> list[Pictures]:
     return [Pictures(f"{made.name(group)}: variants", [picture], large=True)]
 
 
-def _reach(over_seeds) -> tuple[float, float] | None:
+def _reach(found) -> tuple[float, float] | None:
     """The interval over seeds; None of a single one."""
-    return None if over_seeds.num_pairs == 1 else (over_seeds.low, over_seeds.high)
+    return None if found.num_pairs == 1 else (found.low, found.high)
 
 
 def _sentence(made, group, name, ended, unfair) -> str:

@@ -1,5 +1,6 @@
 """What docs/results says follows from the confusion matrices that lie beside it."""
 
+import functools
 import pathlib
 import re
 
@@ -44,6 +45,7 @@ def test_pictures_are_there_and_nothing_names_a_machine(folder):
             assert not re.search(r'["(\s=]/[a-z]+/', path.read_text()), path
 
 
+@functools.cache
 def opened(folder):
     """The runs of a published study, to be compared."""
     runs = study.read_study(str(folder))["runs"]
@@ -114,3 +116,97 @@ def test_all_studies_at_a_glance():
         wanted = expected[key]
         assert label.startswith(wanted[0]) and steps.startswith(wanted[1]), row
         assert tuple(figures) == wanted[2:], row
+
+
+# What stands behind the six columns that a study's table has, or in rows of its own.
+BESIDE = {
+    "camvid-resnet50": ("entropy", "frozen_adversary"),
+    "camvid-resnet50-paper": ("paper",),
+}
+OWN_ROWS = {
+    "camvid-vgg16": ("adversarial", "ratio0.3", "entropy", "frozen_adversary", "paper")
+}
+
+
+@pytest.mark.parametrize("name", [*BESIDE, *OWN_ROWS])
+def test_placebos_and_other_settings_have_their_figures(name):
+    compared = opened(ROOT / "docs/results" / name)
+    readme = (ROOT / "README.md").read_text()
+    (group,) = compared.groups
+    roles = BESIDE.get(name, OWN_ROWS.get(name))
+    found = [compared.gains(group, "control", "test", of=role) for role in roles]
+    for of_seed in zip(*found, strict=True):
+        cells = []
+        for role, gain in zip(roles, of_seed, strict=True):
+            cells.append(f"{gain.points:+.2f}")
+            if role == "paper" and name in BESIDE:
+                cells.append("{:+.2f} to {:+.2f}".format(*gain.interval))
+        (seed,) = {gain.seed for gain in of_seed}
+        before = ".*" if name in BESIDE else " "
+        row = rf"^\| {seed} \|{before}{re.escape(' | '.join(cells))} \|$"
+        assert re.search(row, readme, re.MULTILINE), row
+
+
+# README's names of the sweep's settings, in its order.
+SWEEP = {
+    "as it is: ratio 0.5": "adversarial",
+    "one verdict an image": "grid1",
+    "saturating form": "saturating",
+    "dense verdicts": "dense",
+    "epsilon 1": "epsilon1",
+    "ratio 0.3": "ratio0.3",
+    "no warm-up of A": "cold",
+    "fixed lambda of 0.1": "fixed0.1",
+    "ratio 0.1": "ratio0.1",
+    "fixed lambda of 0.01": "fixed0.01",
+    "momentum for A": "momentum",
+    "ratio 1 ": "ratio1",
+}
+
+
+def test_the_sweep_has_its_figures():
+    compared = opened(ROOT / "docs/results/camvid-vgg16-sweep")
+    (group,) = compared.groups
+    assert {*SWEEP.values()} == {"adversarial", *compared.variants(group)}
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("| `recommended`, but |")[1].split("\n\n")[0].splitlines()[2:]
+    for row, (title, role) in zip(table, SWEEP.items(), strict=True):
+        expected = []
+        for split in ("val", "test"):
+            gains = compared.gains(group, "control", split, of=role)
+            seeds = seed_spread([gain.points for gain in gains])
+            expected.append(", ".join(f"{gain.points:+.2f}" for gain in gains))
+            expected.append(f"{seeds.mean:+.2f}")
+            expected.append(f"{seeds.low:+.2f} to {seeds.high:+.2f}")
+        label, *figures = (cell.strip() for cell in row.strip("|").split("|"))
+        assert f"{label} ".startswith(title) and figures == expected, row
+
+
+RANGE = re.compile(r"([+-]?\d+\.\d+) to ([+-]?\d+\.\d+)")
+NO_INTERVALS = {("12.1", "13.1")}  # specks of the random adversary's three seeds
+
+
+def rounds_to(shown: str, exact: str) -> bool:
+    """Whether two decimals are shown as they are, or with one."""
+    return shown in (f"{float(exact):.2f}", f"{float(exact):+.2f}") or (
+        len(shown.partition(".")[2]) == 1
+        and abs(float(shown) - float(exact)) <= 0.05 + 0.005  # that were more
+    )
+
+
+def test_each_interval_of_the_readme_stands_on_the_page_that_it_names():
+    readme = (ROOT / "README.md").read_text()
+    results = readme.split("\n## Results\n")[1].split("\n## ")[0]
+    behind_the_glance = results.split("Details and commands follow.")[1]
+    behind_the_glance = behind_the_glance.split("\n\n**", 1)[1]  # its table is above
+    checked = set()
+    for part in behind_the_glance.split("```bash"):
+        for name in re.findall(r"docs/results/([\w-]+)/report/report.md", part):
+            page = (ROOT / "docs/results" / name / "report/report.md").read_text()
+            there = RANGE.findall(page)
+            found = {*RANGE.findall(part)} - NO_INTERVALS
+            assert found
+            for ends in found:
+                assert any(all(map(rounds_to, ends, exact)) for exact in there), ends
+            checked.add(name)
+    assert checked == {folder.name for folder in FOLDERS}

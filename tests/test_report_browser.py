@@ -14,6 +14,11 @@ EMPTY_CELLS = """[...document.querySelectorAll("td, thead th:not(:first-child)")
     .filter(cell => !cell.innerText.trim() || !cell.getClientRects().length).length"""
 
 
+WIDTHS = 390, 1280  # a phone's and a desk's
+ROOT = pathlib.Path(__file__).parents[1]
+PUBLISHED = sorted(ROOT.glob("docs/results/*/report/report.html"))
+
+
 @pytest.fixture
 def report(fake_run, tmp_path, monkeypatch):
     """A report of a study of eight runs with every kind of block in it."""
@@ -53,22 +58,36 @@ def report(fake_run, tmp_path, monkeypatch):
     return tmp_path / "report" / "report.html"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_at_a_width(browser, report, width):
+def opened(browser, path, width):
+    """A page that is quiet, whole and no wider than its window."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(report.as_uri())
+    page.goto(path.as_uri())
     assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {report.as_uri()}
+    assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
     pictures = page.evaluate("[...document.images].map(i => i.naturalWidth)")
     assert len(pictures) > 10 and min(pictures) > 0
     assert page.locator("table").count() >= 10
     assert page.evaluate(EMPTY_CELLS) == 0
     # Tables scroll in themselves, the page does not.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    return page
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parts[-3])
+def test_published_pages(browser, path):
+    for width in WIDTHS:
+        page = opened(browser, path, width)
+        assert page.locator("p.strong", has_text="the control").count()
+        page.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_at_a_width(browser, report, width):
+    page = opened(browser, report, width)
     flags = page.locator("td.flags").all_inner_texts()
     assert flags == ["--adversarial_weighting=fixed\n--lambda_adv=0.1"]  # one a line
     texts = page.locator("p.strong").all_inner_texts()

@@ -13,6 +13,7 @@ from ss_gan_tf.tables import Tables
 # 0.9 -> 81.82, 0.8 -> 66.67, 0.7 -> 53.85, 0.6 -> 42.86.
 KINDS = ("val", "test")
 TOLD = {"weak": ["--gradient_ratio=0.1"], "strong": []}
+BAD = "not comparable"
 FACTS = {"settings": {"variants": TOLD, "last_validations": 3}, "runs": {}}
 
 
@@ -53,7 +54,7 @@ def test_the_largest_mean_of_those_with_all_seeds_is_chosen():
 
 def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
     made = make(adversarial=[0.8, 0.7], weak=[0.8, 0.9], strong=[0.6])
-    table, pictures, sentence = variants.tables(made)
+    table, pictures, sentence, _ = variants.tables(made)
     assert list(table.header[3:5]) == ["seed 0", "seed 1"] and "on val" in table.caption
     rows = {row[0]: list(row[1:]) for row in table.rows}
     # 66.67 - 53.85 = 12.82 and 81.82 - 53.85 = 27.97: mean 20.40, error 7.58; of two
@@ -73,9 +74,42 @@ def test_variants_stand_beside_the_arm_and_the_chosen_one_is_reported(make):
     )
 
 
+def test_each_stands_beside_the_arm_that_it_varies_and_on_test_too(make):
+    made = make(adversarial=[0.8, 0.7], weak=[0.8, 0.9], strong=[0.6])
+    found = variants.tables(made)[-1]
+    assert found.header == [
+        "variant",
+        "val: over the adversarial arm",
+        "test: over the control",
+        "seed 0",
+        "seed 1",
+        "test: over the adversarial arm",
+    ]
+    # Over the arm: 66.67 - 66.67 = 0 and 81.82 - 53.85 = 27.97, so 13.99 +- 12.71 x
+    # 13.99; 42.86 - 66.67 = -23.81 of one seed.
+    over_arm = "+13.99 (-163.72 to +191.70)"
+    one = "-23.81 (one seed)"
+    assert [row[:3] for row in found.rows] == [
+        ["adversarial", "-", "+6.41 (-75.04 to +87.86)"],
+        ["weak", over_arm, "+20.40 (-75.86 to +116.66)"],
+        ["strong", one, "-10.99 (one seed)"],
+    ]
+    assert [row[3:] for row in found.rows] == [
+        ["+12.82 (+12.82 to +12.82)", "+0.00 (+0.00 to +0.00)", "-"],
+        ["+12.82 (+12.82 to +12.82)", "+27.97 (+27.97 to +27.97)", over_arm],
+        ["-10.99 (-10.99 to -10.99)", "-", one],
+    ]
+
+
+def test_on_val_alone_there_is_nothing_elsewhere(make):
+    found = variants.tables(make(split="val", adversarial=[0.8], weak=[0.9]))[-1]
+    assert found.header == ["variant", "val: over the adversarial arm"]
+    assert found.rows == [["adversarial", "-"], ["weak", "+15.15 (one seed)"]]
+
+
 @pytest.mark.parametrize("share, points", [(0.6, "-10.99"), (0.7, "+0.00")])
 def test_a_chosen_one_without_a_gain_says_so(make, share, points):
-    sentence = variants.tables(make(adversarial=[share], weak=[0.5]))[1]
+    _, sentence, _ = variants.tables(make(adversarial=[share], weak=[0.5]))
     assert sentence.text.startswith(
         f"Chosen on val: adversarial, though it gains nothing there ({points}). On test"
     )
@@ -102,12 +136,13 @@ def test_without_validation_nothing_is_chosen(make):
 
 def test_an_unfair_variant_gets_no_conclusion(make):
     made = make(adversarial=[0.8], unfair=[0.9])
-    table, sentence = variants.tables(made)
+    table, sentence, elsewhere = variants.tables(made)
     assert [row[0] for row in table.rows] == ["adversarial", "unfair (not comparable)"]
     assert sentence.text.startswith("Chosen on val: adversarial.")
     arm = made.compared.get(made.groups[0], 0, "adversarial")
+    assert elsewhere.rows[1] == ["unfair", BAD, BAD, "-", "-", BAD]
     arm.metrics["test"]["flip"] = True  # there alone
-    sentence = variants.tables(made)[-1]
+    _, sentence, _ = variants.tables(made)
     assert sentence.text.endswith(
         "Not comparable, the runs differ in evaluation flip too."
     )
@@ -115,7 +150,7 @@ def test_an_unfair_variant_gets_no_conclusion(make):
 
 def test_where_none_can_be_compared_none_is_chosen(make):
     made = make(unfair=[0.9])
-    assert variants.tables(made)[-1].text == (
+    assert variants.tables(made)[1].text == (
         "None can be chosen: unfair cannot be compared, and no other was evaluated on "
         "val."
     )
@@ -135,7 +170,7 @@ def test_what_the_guard_ended_is_marked_and_never_chosen(make):
     made = make(adversarial=[0.8, 0.8], weak=[0.9, 0.9], strong=[0.7, 0.8])
     guard(made, "weak", "back", "end", seed=1)
     guard(made, "adversarial", "back")
-    table, pictures, sentence = variants.tables(made)
+    table, pictures, sentence, _ = variants.tables(made)
     assert b"weak (2), ended by the guard" in pictures.pictures[0].data
     assert pictures.pictures[0].data.count(b"ended by the guard") == 1
     rows = {row[0]: row for row in table.rows}
