@@ -171,3 +171,94 @@ def test_figures_of_the_other_files_in_the_targets():
     ]
     text = "bfloat16 has {:.2f}, {:.2f} and {:.2f}, in {:.2f}, {:.2f} and {:.2f} of"
     assert text.format(*memory, *(row["to_peer"] for row in ours)) in PAGE
+
+
+# --- On paper ----------------------------------------------------------------
+
+ARMS = ("vgg16", "vgg16_g", "resnet50", "resnet50_g")
+STEPS = 100_000  # of each of eight runs: two data sets times four arms
+BATCH = 2
+NVLINK, PCIE = 450e9, 50e9  # bytes a second
+
+
+def section(title):
+    return re.split(r"\n#{2,4} ", PAGE.split(f" {title}\n")[1])[0]
+
+
+def cells_of(text, start):
+    """Of the row that begins so, what stands behind it."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def gpu_times(arithmetic):
+    """Seconds of a step on the card, by arm, from the table of measured steps."""
+    table = section("On a GPU")
+    found = []
+    for backbone in ("vgg16", "resnet50"):
+        for phase in ("phase 1", "adversarial"):
+            cells = cells_of(table, f"`{backbone}` {phase} | {arithmetic}")
+            found.append(float(cells[1].split()[0]) / 1000)
+    return found
+
+
+def test_what_is_computed_follows_from_what_was_measured():
+    computed = section("On paper: the paper's runs on many GPUs")
+    days = cells_of(computed, "two CPU cores, all eight runs")[1:]
+    for precision, words, told_days in zip(
+        PRECISIONS, ("float32", "bfloat16"), days, strict=True
+    ):
+        seconds = [
+            rows(f"step-{backbone}", library="ours, jit off", precision=precision)
+            for backbone in ("vgg16", "resnet50")
+        ]
+        seconds = [
+            row["seconds"]["median"]
+            for of in seconds
+            for row in of
+            if row["phase"] in ("phase1", "adversarial")
+        ]
+        cells = cells_of(computed, f"t, two CPU cores, {words}")[:4]
+        assert cells == [f"{s:#.3g} s" for s in seconds]
+        assert told_days == f"{2 * STEPS * sum(seconds) / 86_400:.0f} days"
+
+    tf32, bfloat16 = gpu_times("TF32"), gpu_times("bfloat16")
+    faster = [min(pair) for pair in zip(tf32, bfloat16, strict=True)]
+    gradients = [
+        1e6 * float(cell.split()[0])
+        for cell in cells_of(computed, "gradients of a step")[:4]
+    ]
+    (voc, cityscapes) = (
+        row["examples_per_second"]["pipeline"]["median"] / 2 for row in rows("input")
+    )
+    rates = cells_of(computed, "crops a second and core")[0]
+    assert rates == f"VOC {voc:.0f}, Cityscapes {cityscapes:.1f}"
+    assert f"{voc / cityscapes:.0f} times the cores of VOC's JPEGs" in computed
+
+    columns = list(zip((tf32, faster), (0, 1), strict=True))
+    for times, column in columns:
+        one = cells_of(computed, "1 GPU")[1:][column]
+        assert one == f"{2 * STEPS * sum(times) / 3600:.1f} hours"
+        chains = times[0] + times[1], times[2] + times[3]
+        of_eight = cells_of(computed, "8 GPUs, one run each")[1:][column]
+        longest = max(range(2), key=chains.__getitem__)
+        hours = f"{STEPS * chains[longest] / 3600:.1f} hours"
+        assert of_eight.startswith(f"{hours} (`{ARMS[2 * longest]}`)")
+        on_pairs = [t / 2 + g / NVLINK for t, g in zip(times, gradients, strict=True)]
+        pairs = cells_of(computed, "64 GPUs, a run on two, NVLink")[1:][column]
+        chain = max(on_pairs[0] + on_pairs[1], on_pairs[2] + on_pairs[3])
+        assert f"{STEPS * chain / 3600:.1f} hours" in pairs
+        for t in on_pairs:
+            assert f"{1000 * t:.2g}" in pairs
+        for start, of in (
+            ("input, 8 runs at once on one host", times),
+            ("the same on pairs of GPUs, NVLink", on_pairs),
+        ):
+            crops = sum(BATCH / t for t in of)
+            said = cells_of(computed, start)[1:][column]
+            assert said.startswith(f"{crops:.0f}: {crops / voc:.1f} ")
+            assert f" {crops / cityscapes:.0f} " in f"{said} ", said
+    through = cells_of(computed, "the same through PCIe")[1:]
+    pcie = [t / 2 + g / PCIE for t, g in zip(tf32, gradients, strict=True)]
+    assert ", ".join(f"{1000 * t:.0f}" for t in pcie[:3]) in through[0]
+    assert f"{STEPS * (pcie[0] + pcie[1]) / 3600:.1f} hours" in through[0]
