@@ -58,6 +58,8 @@ CURVES = (
     ),
 )
 
+PAIR = "control", "adversarial"
+
 # --- The page ----------------------------------------------------------------
 
 
@@ -97,6 +99,7 @@ def write_report(
             if entry.get("trained"):
                 told = entry.get("train_seconds"), entry.get("variant")
                 found.append(comparison.read_result(path, *told))
+        facts["runs"] |= {n: {"status": "not begun"} for n in study.not_begun(facts)}
     if not found:
         raise ValueError("nothing to report: no run is finished")
     compared = Comparison(found)
@@ -138,6 +141,7 @@ def _gain_pictures(tables: Tables) -> list:
             for role in results.ROLES
             for gain in tables.compared.gains(group, role, tables.split)
             if role != "adversarial"
+            and not tables.compared.unfair(group, role, tables.split)
         ]
         if rows:
             drawn = figures.draw_gains(rows, f"{tables.name(group)}, {tables.split}")
@@ -156,17 +160,19 @@ def _curves(tables: Tables) -> list:
     for group in tables.groups:
         names = tables.compared.variants(group)
         read = {
-            role: [
-                summaries.read_scalars(result.run.workdir, tags)
+            role: {
+                seed: summaries.read_scalars(result.run.workdir, tags)
                 for seed in tables.compared.seeds(group)
                 if (result := tables.compared.get(group, seed, role))
-            ]
+            }
             for role in (*results.ROLES, *names)
         }
 
         lines, means, notes = {}, {}, {}
         for tag in tags:
-            found = {role: [run[tag] for run in runs] for role, runs in read.items()}
+            found = {
+                role: [run[tag] for run in runs.values()] for role, runs in read.items()
+            }
             # Phase 1 has a time axis of its own.
             roles = [role for role in results.ROLES if role != "phase1"]
             if not any(any(found[role]) for role in roles):
@@ -178,6 +184,9 @@ def _curves(tables: Tables) -> list:
             }
             notes[tag] = _numbers_of_seeds({role: found[role] for role in means[tag]})
         blocks += _drawn(tables.name(group), slug(*group), lines)
+        blocks += tables.during_training(
+            group, *({s: run["val/miou"] for s, run in read[r].items()} for r in PAIR)
+        )
         if names:
             title = f"{tables.name(group)}: variants, mean over the seeds of each"
             if any(notes.values()):

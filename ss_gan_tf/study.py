@@ -182,7 +182,7 @@ def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
     roles += [("adversarial", variant) for variant in settings.variants]
     for seed in range(settings.seeds):
         for backbone in settings.backbones:
-            start = f"seed{seed}/{backbone}/phase1"
+            start = _name(seed, backbone, "phase1")
             for role, variant in roles:
                 changes: dict[str, Any] = {"arm": backbone}
                 if role != "phase1":
@@ -192,10 +192,27 @@ def plan(settings: Settings, workdir: str) -> list[PlannedRun]:
                     changes["lambda_on"] = "generator"  # its flag is not passed on
                 changes |= ROLES[role] | (variant.changes if variant else {})
                 config = dataclasses.replace(settings.config, seed=seed, **changes)
-                name = f"seed{seed}/{backbone}/{variant.name if variant else role}"
+                name = _name(seed, backbone, variant.name if variant else role)
                 needs = None if role == "phase1" else start
                 runs.append(PlannedRun(name, role, config, needs, variant))
     return runs
+
+
+def not_begun(study: dict[str, Any]) -> list[str]:
+    """Names of runs that STUDY/study.json's settings ask for and its runs lack."""
+    settings = study["settings"]
+    roles = [r for r in ROLES if settings.get("placebos") or r not in PLACEBOS]
+    names = [
+        _name(seed, backbone, role)
+        for seed in range(settings.get("seeds", 0))
+        for backbone in settings.get("backbones", ())
+        for role in (*roles, *settings.get("variants", ()))
+    ]
+    return [name for name in names if name not in study["runs"]]
+
+
+def _name(seed: int, backbone: str, role: str) -> str:
+    return f"seed{seed}/{backbone}/{role}"
 
 
 # --- Doing it ----------------------------------------------------------------

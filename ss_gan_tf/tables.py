@@ -50,6 +50,9 @@ CLASS_SIZES = (
     ("mIoU of large classes, %", ("miou_large_classes",), 100),
 )
 COLUMNS = (*FULL, *CLASS_SIZES)
+UNFAIR = "not comparable"
+ONE_IN_TWENTY = "of twenty such intervals one is expected to miss the true value"
+MOST_STEPS = 20  # rows of a table of steps
 
 
 class Tables:
@@ -180,6 +183,9 @@ class Tables:
             rows = []
             for role in ("phase1", "control", *results.PLACEBOS):
                 gains = self.compared.gains(group, role, self.split)
+                if gains and self.compared.unfair(group, role, self.split):
+                    rows.append([NAMES[role], DASH, UNFAIR, DASH, DASH])
+                    continue
                 of_best = f"{self.split}-best"
                 best = self.compared.gains(group, role, of_best)
                 if best and (unfair := self.compared.unfair(group, role, of_best)):
@@ -271,7 +277,7 @@ class Tables:
             names = next(
                 r.run.class_names for r in self.compared.runs if r.group == group
             )
-            rows = []
+            rows, unfair = [], self.compared.unfair(group, "control", self.split)
             for name in names:
                 pairs = [
                     [
@@ -289,12 +295,15 @@ class Tables:
                     spread([v for v in values if v is not None]) for values in pairs
                 ]
                 reach = f"{min(gains):+.2f} to {max(gains):+.2f}" if gains else DASH
-                rows.append([name, *cells, over_seeds(gains), reach])
+                told = (
+                    [UNFAIR, DASH] if gains and unfair else [over_seeds(gains), reach]
+                )
+                rows.append([name, *cells, *told])
             blocks.append(
                 Table(
                     f"{self.name(group)}: IoU in % on {self.split}; gain of the "
                     "adversarial arm over the control, mean over seeds with its 95 % "
-                    "interval (Student's t), and range",
+                    f"interval (Student's t), and range; {ONE_IN_TWENTY}",
                     ["class", "phase 1", "control", "adversarial", "gain", "range"],
                     rows,
                 )
@@ -357,9 +366,14 @@ class Tables:
             if (found := self._results(group, role))
         }
         rows = []
+        unfair = {
+            role
+            for role in of_role
+            if self.compared.unfair(group, "control", self.split, of=role)
+        }
         for title, place, factor in COLUMNS:
             cells = []
-            for found in of_role.values():
+            for role, found in of_role.items():
                 pairs = []
                 for result in found:
                     control = self.compared.get(group, result.config.seed, "control")
@@ -367,16 +381,55 @@ class Tables:
                     theirs = control and _figure(control, self.split, place)
                     if ours is not None and theirs is not None:
                         pairs.append(factor * (ours - theirs))
-                cells.append(over_seeds(pairs))
+                cells.append(UNFAIR if pairs and role in unfair else over_seeds(pairs))
             if any(cell != DASH for cell in cells):
                 rows.append([title, *cells])
         if not rows:
             return []
         caption = (
             f"{self.name(group)}, {self.split}: difference to the control of the same "
-            "seed, mean over seeds and its 95 % interval (Student's t)"
+            "seed, mean over seeds and its 95 % interval (Student's t); "
+            f"{ONE_IN_TWENTY}"
         )
         return [Table(caption, ["", *map(results.in_words, of_role)], rows)]
+
+    def during_training(self, group, control, adversarial) -> list[Table]:
+        """When the adversarial arm is ahead of the control.
+
+        Args:
+            group: (data set, backbone).
+            control: seed -> [(step, mIoU)], fractions, of the validations of phase 2.
+            adversarial: likewise.
+
+        Returns:
+            A table of the steps at which both were validated; none without such.
+        """
+        if self.compared.unfair(group, "control", self.split):
+            return []
+        seeds = sorted(control.keys() & adversarial.keys())
+        points = {seed: dict(adversarial[seed]) for seed in seeds}
+        for seed in seeds:
+            before = dict(control[seed])
+            points[seed] = {
+                step: 100 * (value - before[step])
+                for step, value in points[seed].items()
+                if step in before
+            }
+        steps = sorted({step for of_seed in points.values() for step in of_seed})
+        every = max(1, -(-len(steps) // MOST_STEPS))
+        steps = steps[::-every][::-1]  # the last one stays
+        rows = []
+        for step in steps:
+            there = [of[step] for of in points.values() if step in of]
+            cells = [signed(of[step]) if step in of else DASH for of in points.values()]
+            rows.append([f"{step:,}", *cells, signed(statistics.fmean(there))])
+        caption = (
+            f"{self.name(group)}: validation mIoU of the adversarial arm over the "
+            f"control of the same seed after so many steps, in points, of the images "
+            "that training looked at"
+        )
+        header = ["step", *(f"seed {seed}" for seed in seeds), "mean"]
+        return [Table(caption, header, rows)] if rows else []
 
     # --- Access --------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping, Sequence
 from ss_gan_tf import comparison, figures
 from ss_gan_tf.bootstrap import seed_spread
 from ss_gan_tf.page import Picture, Pictures, Table, Text
-from ss_gan_tf.tables import NAMES, Tables, over_seeds
+from ss_gan_tf.tables import NAMES, ONE_IN_TWENTY, UNFAIR, Tables, over_seeds
 from ss_gan_tf.words import DASH, differ, interval, signed, slug
 
 
@@ -102,7 +102,7 @@ def tables(made: Tables) -> list[Table | Pictures | Text]:
 
 
 def _elsewhere(made, group, names) -> Table:
-    """Each variant where nothing was chosen, and over the arm that it varies."""
+    """Each variant over the arm that it varies, and over the control elsewhere."""
     seeds = made.compared.seeds(group)
     header, columns = ["variant"], []
     for kind in dict.fromkeys((made.val, made.split)):
@@ -120,14 +120,14 @@ def _elsewhere(made, group, names) -> Table:
             if unfair or name == against:
                 gains = []
             told = over_seeds([gain.points for gain in gains])
-            cells.append("not comparable" if unfair else told)
+            cells.append(UNFAIR if unfair else told)
             if against == "control":
                 cells += [_of_seeds(gains).get(seed, DASH) for seed in seeds]
         rows.append([name, *cells])
     caption = (
         f"{made.name(group)}: points of mIoU, mean over seeds with its 95 % interval "
-        "(Student's t), for a seed with that over images; nothing is chosen by this "
-        "table, and one in twenty such intervals misses what it is of"
+        "(Student's t), for single seeds with that over images; nothing is chosen by "
+        f"this table, and {ONE_IN_TWENTY}"
     )
     return Table(caption, header, rows)
 

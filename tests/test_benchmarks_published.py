@@ -202,6 +202,10 @@ def gpu_times(arithmetic):
     return found
 
 
+def in_ms(seconds):
+    return [1000 * value for value in seconds]
+
+
 def test_what_is_computed_follows_from_what_was_measured():
     computed = section("On paper: the paper's runs on many GPUs")
     days = cells_of(computed, "two CPU cores, all eight runs")[1:]
@@ -262,3 +266,9 @@ def test_what_is_computed_follows_from_what_was_measured():
     pcie = [t / 2 + g / PCIE for t, g in zip(tf32, gradients, strict=True)]
     assert ", ".join(f"{1000 * t:.0f}" for t in pcie[:3]) in through[0]
     assert f"{STEPS * (pcie[0] + pcie[1]) / 3600:.1f} hours" in through[0]
+    pcie = [t / 2 + g / PCIE for t, g in zip(faster, gradients, strict=True)]
+    vgg16, resnet50 = through[1].split("; ")
+    assert vgg16.startswith("`vgg16` {:.0f} and {:.0f} ms".format(*in_ms(pcie[:2])))
+    assert all(t > one for t, one in zip(pcie[:2], faster, strict=False))  # slower
+    assert "`resnet50` {:.0f} and {:.0f} ms".format(*in_ms(pcie[2:])) in resnet50
+    assert f"{STEPS * sum(pcie[2:]) / 3600:.1f} hours" in resnet50

@@ -10,6 +10,7 @@ from ss_gan_tf import study
 from ss_gan_tf.bootstrap import seed_spread
 from ss_gan_tf.comparison import Comparison, conclude, read_result
 from ss_gan_tf.report import write_report
+from ss_gan_tf.tables import Tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in ROOT.glob("docs/results/*/study.json"))
@@ -118,6 +119,40 @@ def test_all_studies_at_a_glance():
         assert tuple(figures) == wanted[2:], row
 
 
+# README's table of what `recommended` changes besides, in its order.
+BESIDES = (
+    "camvid-vgg16-h100",
+    "camvid-vgg16",
+    "camvid-vgg16-sweep",
+    "camvid-resnet50",
+    "camvid-resnet50-paper",
+    "camvid-resnet50-256",
+)
+FIGURES = {
+    "component surplus an image": "component surplus /image",
+    "specks an image": "specks /image",
+    "large areas missed, %": "large areas missed, %",
+    "boundary F1, %": "boundary F1, %",
+    "calibration error, %": "calibration error, %",
+}
+
+
+def test_what_it_changes_besides():
+    assert sorted(BESIDES) == [folder.name for folder in FOLDERS]
+    header = f"| network, steps | {' | '.join(FIGURES)} |"
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split(header)[1].split("\n\n")[0].splitlines()[2:]
+    for row, name in zip(table, BESIDES, strict=True):
+        compared = opened(ROOT / "docs/results" / name)
+        ((_, backbone),) = compared.groups
+        differences = Tables(compared, "test").full_metrics()[1]
+        arm = differences.header.index("adversarial")
+        found = {cells[0]: cells[arm] for cells in differences.rows}
+        label, *figures = (cell.strip() for cell in row.strip("|").split("|"))
+        assert label.startswith(NETWORKS[backbone])
+        assert figures == [found[title] for title in FIGURES.values()], row
+
+
 # What stands behind the six columns that a study's table has, or in rows of its own.
 BESIDE = {
     "camvid-resnet50": ("entropy", "frozen_adversary"),
@@ -162,6 +197,22 @@ SWEEP = {
     "momentum for A": "momentum",
     "ratio 1 ": "ratio1",
 }
+
+
+def test_the_placebos_of_full_length():
+    compared = opened(ROOT / "docs/results/camvid-vgg16-h100")
+    (group,) = compared.groups
+    pairs = []
+    for role in ("entropy", "frozen_adversary"):
+        first, second = compared.gains(group, "control", "test", of=role)
+        pairs.append((first.points, second.points))
+    (entropy, random) = pairs
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "the entropy of the prediction in A's place {:+.2f} and {:+.2f}, a ".format(
+        *entropy
+    ) + "random adversary that never learns {:+.2f} and {:+.2f}.".format(*random) in (
+        readme
+    )
 
 
 def test_the_sweep_has_its_figures():

@@ -39,7 +39,9 @@ def test_a_report_of_runs(runs, tmp_path):
     markdown = (out / "report.md").read_text()
     for name in re.findall(r"\(pictures/(.+?)\)", markdown):
         assert (out / "pictures" / name).stat().st_size > 100
-    drawn = [p.name for b in section(sections, "Training") for p in b.pictures]
+    curves, by_step = section(sections, "Training")
+    drawn = [picture.name for picture in curves.pictures]
+    assert by_step.header == ["step", "seed 0", "mean"]
     assert drawn == ["camvid-vgg16-loss-loss-d.svg", "camvid-vgg16-val-miou.svg"]
     for found in sections:
         for block in found.blocks:
@@ -67,11 +69,12 @@ def test_curves_of_variants_stand_beside_the_arms(runs, fake_run, tmp_path):
         str(tmp_path / "r"), study_dir=str(study), draw_panels=False
     )
     titles = [block.caption for block in section(sections, "Training")]
-    assert titles == [
+    assert titles[1].startswith("camvid, vgg16: validation mIoU of the adversarial")
+    assert titles[::2] == [
         "camvid, vgg16",
         "camvid, vgg16: variants, mean over the seeds of each",
     ]
-    drawn = [p.name for p in section(sections, "Training")[1].pictures]
+    drawn = [p.name for p in section(sections, "Training")[2].pictures]
     assert drawn == [
         "camvid-vgg16-variants-loss-loss-d.svg",
         "camvid-vgg16-variants-val-miou.svg",
@@ -106,9 +109,20 @@ def test_runs_of_several_commits_and_machines_are_told_apart(runs, tmp_path):
     assert rows["commit"] == "old: phase1, control; new: control, adversarial"
 
 
+# Of a study whose runs have other names.
+NOT_BEGUN = "phase1", "control", "adversarial", "weak"
+
+
 def test_a_study_shows_its_machine_and_what_is_missing(runs, tmp_path):
     study = {
-        "settings": {"config": {}, "evaluate_flags": [], "last_validations": 3},
+        "settings": {
+            "config": {},
+            "evaluate_flags": [],
+            "last_validations": 3,
+            "seeds": 1,
+            "backbones": ["vgg16"],
+            "variants": {"weak": []},
+        },
         "machine": {"processor": "a processor", "cores": 2, "gpus": []},
         "runs": {
             "p0": {
@@ -134,7 +148,8 @@ def test_a_study_shows_its_machine_and_what_is_missing(runs, tmp_path):
     page = (tmp_path / "r" / "report.html").read_text()
     assert "a processor" in page and "none" in page
     assert "Against the control: not measured." in page
-    assert "Not finished: a0 (failed: exit code 1)." in page
+    told = "".join(f"; seed0/vgg16/{role} (not begun)" for role in NOT_BEGUN)
+    assert f"Not finished: a0 (failed: exit code 1){told}." in page
     table = section(sections, "Every run")[0]
     assert ["vgg16 control, seed 0", "2.00"] in [[r[0], r[-1]] for r in table.rows]
 

@@ -16,7 +16,9 @@ EMPTY_CELLS = """[...document.querySelectorAll("td, thead th:not(:first-child)")
 
 WIDTHS = 390, 1280  # a phone's and a desk's
 ROOT = pathlib.Path(__file__).parents[1]
-PUBLISHED = sorted(ROOT.glob("docs/results/*/report/report.html"))
+STUDIES = sorted(ROOT.glob("docs/results/*/study.json"))
+PUBLISHED = [path.with_name("report") / "report.html" for path in STUDIES]
+assert PUBLISHED
 
 
 @pytest.fixture

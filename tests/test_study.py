@@ -174,6 +174,18 @@ FIXED = variant(
 )
 
 
+@pytest.mark.parametrize("placebos", [False, True])
+def test_runs_that_no_start_has_listed_are_known(placebos):
+    asked = settings(seeds=2, placebos=placebos, variants=(RATIO,))
+    told = {"seeds": 2, "backbones": ["vgg16"], "placebos": placebos}
+    told["variants"] = {"ratio0.1": []}
+    planned = names(study.plan(asked, "S"))
+    facts = {"settings": told, "runs": {}}
+    assert study.not_begun(facts) == planned
+    facts["runs"] = dict.fromkeys(planned[:-1])
+    assert study.not_begun(facts) == ["seed1/vgg16/ratio0.1"]
+
+
 def test_variants_share_phase_1_and_control():
     told = settings(
         seeds=2,

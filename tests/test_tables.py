@@ -87,11 +87,36 @@ def test_conclusions_are_those_of_the_rules(tables):
 
 def test_unfair_pairs_get_no_conclusion(fake_run):
     paths = fake_run("c", [0.8], lambda_adv=0.0, crop_size=320), fake_run("a", [0.9])
-    tables = Tables(Comparison(map(read_result, paths)), "test")
+    found = [*map(read_result, paths)]
+    for result in found:
+        result.metrics["test"] |= {"granulation": {"specks": 2.0}}
+    tables = Tables(Comparison(found), "test")
     texts = [block.text for block in tables.conclusions()]
     assert "Against the control: not comparable, the runs differ in crop_size too." in (
         texts
     )
+    assert rows(tables.gains())["the control"] == ["-", "not comparable", "-", "-"]
+    assert rows(tables.classes())["sky"][-2:] == ["not comparable", "-"]
+    differences = tables.full_metrics()[1]
+    assert {row[1] for row in differences.rows} == {"not comparable"}
+    of_steps = {0: [(10, 0.5)]}
+    assert tables.during_training(tables.groups[0], of_steps, of_steps) == []
+
+
+def test_the_arm_beside_its_control_during_training(tables):
+    group = tables.groups[0]
+    control = {0: [(10, 0.5), (20, 0.6)], 1: [(10, 0.4)], 2: [(10, 0.1)]}
+    arm = {0: [(0, 0.4), (10, 0.51), (20, 0.58)], 1: [(10, 0.43)]}
+    (table,) = tables.during_training(group, control, arm)
+    assert table.header == ["step", "seed 0", "seed 1", "mean"]
+    assert table.rows == [
+        ["10", "+1.00", "+3.00", "+2.00"],
+        ["20", "-2.00", "-", "-2.00"],
+    ]
+    long = {0: [(step, 0.5) for step in range(1, 42)]}
+    (table,) = tables.during_training(group, long, long)
+    assert [row[0] for row in table.rows] == [str(step) for step in range(2, 42, 3)]
+    assert tables.during_training(group, {}, arm) == []
 
 
 @pytest.mark.parametrize("opposed", [False, True])
