@@ -59,7 +59,7 @@ class Conv2D(keras.layers.Conv2D):
         plain = self.data_format == "channels_last" and self.groups == 1
         if not plain or self.dilation_rate != (1, 1) or is_for_another_device():
             return convolve(inputs, kernel)
-        exact = inputs.dtype == tf.bfloat16 and not _device_adds_right()
+        exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
         product = self._is_like_a_product(kernel)
         if not exact and not product:
             return convolve(inputs, kernel)
@@ -188,7 +188,7 @@ def in_float32(gradient: tf.Tensor, *others: tf.Tensor) -> list[tf.Tensor]:
 
 
 @functools.cache
-def _device_adds_right() -> bool:
+def device_adds_right() -> bool:
     """Whether a gradient in bfloat16 counts every cell here, found out by counting."""
 
     @tf.function

@@ -7,7 +7,8 @@ dilation itself, in both directions; a CPU without oneDNN takes it forwards alon
 that is enough: the gradient with respect to the input is a dilated convolution too,
 and that with respect to the kernel one matrix product for each of its positions. Such a
 CPU multiplies the padding as well; there the map is cut where the dilated kernel meets
-its edges, and each part convolved with what lies on the map.
+its edges, and each part convolved with what lies on the map. oneDNN multiplies it in
+the gradient with respect to the kernel alone, which is made of products there too.
 """
 
 import functools
@@ -16,7 +17,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf.convolution import Conv2D, in_float32, is_for_another_device
+from ss_gan_tf.convolution import (
+    Conv2D,
+    device_adds_right,
+    in_float32,
+    is_for_another_device,
+)
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
 
@@ -31,15 +37,22 @@ class DilatedConv2D(Conv2D):
         if rates == (1, 1) or self.data_format == "channels_first":
             return super().convolution_op(inputs, kernel)
         # Keras refuses other strides where there is dilation.
-        if is_for_another_device() or _device_differentiates_dilation(inputs.dtype):
+        elsewhere = is_for_another_device() or tf.config.list_logical_devices("GPU")
+        differentiates = elsewhere or _device_differentiates_dilation(inputs.dtype)
+        if differentiates and (elsewhere or self.groups > 1):
             return tf.nn.conv2d(inputs, kernel, 1, padding, dilations=rates)
         if self.groups > 1:
             return super().convolution_op(inputs, kernel)
-        return convolve(inputs, tf.convert_to_tensor(kernel), rates, padding)
+        kernel = tf.convert_to_tensor(kernel)
+        return convolve(inputs, kernel, rates, padding, differentiates)
 
 
 def convolve(
-    image: tf.Tensor, kernel: tf.Tensor, rates: tuple[int, int], padding: str
+    image: tf.Tensor,
+    kernel: tf.Tensor,
+    rates: tuple[int, int],
+    padding: str,
+    differentiates: bool = False,
 ) -> tf.Tensor:
     """A dilated convolution of stride 1 whose gradients need its forward kernel alone.
 
@@ -54,6 +67,8 @@ def convolve(
         kernel: [k, k', F, F'].
         rates: along H and W.
         padding: "SAME" or "VALID".
+        differentiates: whether the device has a kernel for the gradient at x that
+            leaves padding out as its forward kernel does; then it is taken.
 
     Returns:
         [B, H', W', F'].
@@ -65,7 +80,7 @@ def convolve(
     before = [span // 2 if same else 0 for span in spans]
     after = [span - span // 2 if same else 0 for span in spans]
     odd = all(size % 2 for size in kernel.shape[:2])
-    cut = same and odd and max(rates) >= CUT_FROM
+    cut = same and odd and max(rates) >= CUT_FROM and not differentiates
 
     @tf.custom_gradient
     def forward(image, kernel):
@@ -75,10 +90,22 @@ def convolve(
             out = tf.nn.conv2d(image, kernel, 1, padding, dilations=rates)
 
         def backward(gradient):
-            # bfloat16's matrix product cuts off what it should round, a bias of 0.3 %.
-            full = in_float32(gradient, image)
+            full = image, gradient
+            if not (differentiates and device_adds_right()):
+                # There bfloat16's product cuts off what it should round, 0.3 %.
+                full = in_float32(gradient, image)
             at_kernel = _at_kernel(*full, kernel.shape, rates, before)
             at_kernel = tf.cast(at_kernel, kernel.dtype)
+            if differentiates:
+                at_image = tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(image),
+                    filter=kernel,
+                    out_backprop=gradient,
+                    strides=[1] * 4,
+                    padding=padding,
+                    dilations=[1, *rates, 1],
+                )
+                return at_image, at_kernel
             reversed_kernel = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
             if cut:  # SAME with an odd kernel: padded alike in both directions
                 return _in_parts(gradient, reversed_kernel, rates), at_kernel

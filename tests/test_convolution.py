@@ -41,7 +41,7 @@ def test_the_bias_learns_from_every_cell(rate, activation):
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_kernels_learn_from_every_cell(monkeypatch, size, strides, padding, use_bias):
     """Positive numbers in 2 x 80 x 80 cells; TensorFlow's own gradient lost 68 %."""
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     rng = np.random.default_rng(0)
     image = tf.constant(rng.uniform(size=(2, 80, 80, 4)), tf.bfloat16)
     gradients = {}
@@ -62,7 +62,7 @@ def test_kernels_learn_from_every_cell(monkeypatch, size, strides, padding, use_
 
 @pytest.mark.parametrize("rate", [1, 2, 8])
 def test_gradients_are_rounded_once(monkeypatch, rate):
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
     rng = np.random.default_rng(0)
     image, kernel, gradient = (
@@ -106,7 +106,7 @@ def test_where_the_device_adds_right_its_own_kernel_is_called(monkeypatch):
         }
 
     for adds in (True, False):
-        monkeypatch.setattr(convolution, "_device_adds_right", lambda it=adds: it)
+        monkeypatch.setattr(convolution, "device_adds_right", lambda it=adds: it)
         assert kinds() == {tf.bfloat16 if adds else tf.float32}
         with convolution.on_another_device():
             assert kinds() == {tf.bfloat16}
@@ -125,7 +125,7 @@ def test_the_device_is_asked_by_counting(monkeypatch):
 
     for kernel, adds in ((stuck, False), (right, True)):
         monkeypatch.setattr(tf.raw_ops, "Conv2DBackpropFilter", kernel)
-        assert convolution._device_adds_right.__wrapped__() == adds
+        assert convolution.device_adds_right.__wrapped__() == adds
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -139,16 +139,16 @@ def test_the_device_may_be_asked_while_a_step_is_traced(jit_compile):
             loss = tf.reduce_sum(tf.cast(layer(image), tf.float32))
         return tape.gradient(loss, layer.kernel.value)
 
-    convolution._device_adds_right.cache_clear()
+    convolution.device_adds_right.cache_clear()
     counted = gradient(tf.ones([2, 80, 80, 4], tf.bfloat16))
     np.testing.assert_array_equal(counted, np.full([1, 1, 4, 4], 12800))
-    assert convolution._device_adds_right.cache_info().misses == 1
+    assert convolution.device_adds_right.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("rate", [1, 8])
 def test_nothing_is_cast_before_the_gradient_is_there(monkeypatch, rate):
     """What is cast in the forward pass is kept for the backward one, twice as large."""
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
     conv = Conv2D if rate == 1 else DilatedConv2D
     layer = conv(3, 3, padding="same", dilation_rate=rate, dtype="bfloat16")
@@ -173,7 +173,7 @@ def test_nothing_is_cast_before_the_gradient_is_there(monkeypatch, rate):
 
 
 def test_second_derivatives_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     layer = Conv2D(1, 1, dtype="mixed_bfloat16", kernel_initializer="ones")
     image = tf.fill([1, 2, 2, 1], 3.0)
     with tf.GradientTape() as outer:
@@ -198,7 +198,7 @@ def test_without_an_activation():
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_equals_keras_but_for_the_bias_gradient(monkeypatch, policy):
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: True)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: True)
     settings = {"activation": "relu", "bias_initializer": "ones", "dtype": policy}
     ours, theirs = (kind(5, 3, **settings) for kind in (Conv2D, keras.layers.Conv2D))
     image = tf.constant(np.random.default_rng(0).normal(size=(2, 9, 11, 4)), tf.float32)
@@ -229,7 +229,7 @@ def test_equals_keras_but_for_the_bias_gradient(monkeypatch, policy):
     ids=["vgg16", "resnet50", "adversary"],
 )
 def test_the_networks_are_made_of_it(monkeypatch, build):
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -293,7 +293,7 @@ def product_of(layer, image):
 @pytest.mark.parametrize("policy, away", [("float32", 1e-5), ("mixed_bfloat16", 0.01)])
 @pytest.mark.parametrize("adds_right", [True, False])
 def test_fc6_learns_by_a_product(monkeypatch, policy, away, adds_right):
-    monkeypatch.setattr(convolution, "_device_adds_right", lambda: adds_right)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: adds_right)
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 7 * 7 * 8 * 16)
     rng = np.random.default_rng(0)
     image = tf.constant(rng.normal(size=(2, 6, 5, 8)), tf.float32)
@@ -358,7 +358,7 @@ def test_by_a_product_bfloat16_is_not_biased():
         tf.constant(rng.uniform(size=shape), tf.bfloat16)
         for shape in ([2, 8, 8, 64], [7, 7, 16, 64])
     )
-    if not convolution._device_adds_right():  # there it is given float32
+    if not convolution.device_adds_right():  # there it is given float32
         gradient, kernel = (tf.cast(x, tf.float32) for x in (gradient, kernel))
     found = convolution.at_image_by_product(gradient, kernel)
     exact = convolution.at_image_by_product(

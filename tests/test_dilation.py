@@ -99,6 +99,15 @@ def device_without_gradients(monkeypatch):
     monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
 
 
+@pytest.fixture(params=["forwards alone", "in both directions"])
+def either_device(request, monkeypatch):
+    """A device that takes the dilation in one direction, or in both as here."""
+    if request.param == "forwards alone":
+        request.getfixturevalue("device_without_gradients")
+    elif not dilation._device_differentiates_dilation(tf.float32):
+        pytest.skip("this device takes the dilation forwards alone")
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     "size, rate, padding",
@@ -116,8 +125,8 @@ def device_without_gradients(monkeypatch):
         ((1, 5), (2, 3), "valid"),
     ],
 )
-def test_where_the_device_cannot_the_gradients_are_keras_too(
-    size, rate, padding, compiled, device_without_gradients
+def test_gradients_are_keras_on_either_device(
+    size, rate, padding, compiled, either_device
 ):
     image = tf.constant(
         np.random.default_rng(0).normal(size=(2, 21, 30, 3)), tf.float32
@@ -148,9 +157,7 @@ def test_where_the_device_cannot_nothing_on_padding_is_multiplied(
 
 @pytest.mark.parametrize("rate", [5, 8])
 @pytest.mark.parametrize("sizes", [(None, None), (None, 12), (17, None)])
-def test_where_the_device_cannot_sizes_may_be_unknown(
-    sizes, rate, device_without_gradients
-):
+def test_sizes_may_be_unknown_on_either_device(sizes, rate, either_device):
     theirs, ours = both(rate, padding="same")
     images = tf.TensorSpec([None, *sizes, 3], tf.float32)
     run = tf.function(lambda x: output_and_gradients(ours, x), input_signature=[images])
@@ -160,6 +167,38 @@ def test_where_the_device_cannot_sizes_may_be_unknown(
         image = tf.random.stateless_normal(shape, [1, 2])
         for a, b in zip(output_and_gradients(theirs, image), run(image), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adds_right, products_in", [(True, 14), (False, 1)])
+def test_where_the_device_can_the_kernel_learns_by_products(
+    adds_right, products_in, monkeypatch
+):
+    """Types of TensorFlow: 14 is bfloat16, 1 float32, in which sums are right."""
+    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: True)
+    monkeypatch.setattr(dilation, "device_adds_right", lambda: adds_right)
+    layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same", dtype="bfloat16")
+    layer.build([2, 21, 14, 3])
+    traced = tf.function(lambda image: output_and_gradients(layer, image))
+    spec = tf.TensorSpec([2, 21, 14, 3], tf.bfloat16)
+    found = traced.get_concrete_function(spec).graph.get_operations()
+    kinds = [op.type for op in found]
+    assert "Conv2DBackpropFilter" not in kinds and "SpaceToBatchND" not in kinds
+    assert kinds.count("Conv2DBackpropInput") == kinds.count("Conv2D") == 1
+    products = [op for op in found if op.type == "MatMul"]
+    assert [op.get_attr("T").as_datatype_enum for op in products] == 9 * [products_in]
+    # Cells at which a tap meets the map: all for the middle, 9 fewer on either side.
+    met = sum(op.inputs[0].shape[0] for op in products)
+    assert met == 2 * (21 + 2 * 12) * (14 + 2 * 5)
+
+
+def test_for_a_gpu_its_own_kernels_are_called(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same")
+    layer.build([2, 21, 14, 3])
+    traced = tf.function(lambda image: output_and_gradients(layer, image))
+    found = traced.get_concrete_function(tf.TensorSpec([2, 21, 14, 3]))
+    kinds = {op.type for op in found.graph.get_operations()}
+    assert "Conv2DBackpropFilter" in kinds and "MatMul" not in kinds
 
 
 def test_where_the_device_cannot_groups_are_left_to_keras(device_without_gradients):
