@@ -190,7 +190,11 @@ def _parts(size, taps, rate):
 
 
 def _at_kernel(image, gradient, shape, rates, before):
-    """The gradient at each position of a kernel of this shape."""
+    """The gradient at each position of a kernel of this shape.
+
+    One after the other: a product takes all cores, and the parts of the map that it is
+    made of are copies.
+    """
     height, width, filters_in, filters_out = shape
     products = []
     for row in range(height):
@@ -199,10 +203,12 @@ def _at_kernel(image, gradient, shape, rates, before):
             here_w, there_w = _overlap(
                 image, gradient, 2, column * rates[1] - before[1]
             )
+            with tf.control_dependencies(products[-1:]):
+                parts = image[:, here_h, here_w], gradient[:, there_h, there_w]
             products.append(
                 tf.matmul(
-                    tf.reshape(image[:, here_h, here_w], [-1, filters_in]),
-                    tf.reshape(gradient[:, there_h, there_w], [-1, filters_out]),
+                    tf.reshape(parts[0], [-1, filters_in]),
+                    tf.reshape(parts[1], [-1, filters_out]),
                     transpose_a=True,
                 )
             )

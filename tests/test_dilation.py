@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -189,6 +191,22 @@ def test_where_the_device_can_the_kernel_learns_by_products(
     # Cells at which a tap meets the map: all for the middle, 9 fewer on either side.
     met = sum(op.inputs[0].shape[0] for op in products)
     assert met == 2 * (21 + 2 * 12) * (14 + 2 * 5)
+    # Each product's parts are cut out when the one before it is there, not sooner.
+    for before, after in itertools.pairwise(products):
+        parts = [reshape.op.inputs[0].op for reshape in after.inputs]
+        assert [part.type for part in parts] == 2 * ["StridedSlice"]
+        assert all(before in behind(part) for part in parts)
+
+
+def behind(op):
+    """Operations that have to be done before one."""
+    found, asked = set(), [op]
+    while asked:
+        last = asked.pop()
+        needed = {*last.control_inputs, *(tensor.op for tensor in last.inputs)}
+        asked += needed - found
+        found |= needed
+    return found
 
 
 def test_for_a_gpu_its_own_kernels_are_called(monkeypatch):
