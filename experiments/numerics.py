@@ -19,7 +19,15 @@ The same command again goes on with what is missing. Exit code 2: something is o
 its tolerance.
 """
 
+# ruff: noqa: E402
+import contextlib
 import sys
+
+# PyTorch's wheels for Linux bring Triton along, and load it with an optimizer. Behind
+# TensorFlow that ends the process (TensorFlow 2.21, Triton 3.8).
+if "tensorflow" not in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
 
 import tensorflow as tf
 from absl import app, flags

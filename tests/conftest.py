@@ -1,6 +1,7 @@
 """Settings of every test, made before TensorFlow is imported, and shared fixtures."""
 
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -15,6 +16,10 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 # A variable of the shell must not decide whether the numbers agree.
 os.environ.pop("TF_DETERMINISTIC_OPS", None)
+
+# Behind TensorFlow it would end the process: see experiments/numerics.py.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 import pytest
 

@@ -350,6 +350,20 @@ def test_what_tensorflow_raises_is_one_line_too(monkeypatch, module, call, value
     assert ended.value.code == "error: corrupted record"
 
 
+def test_triton_is_loaded_before_tensorflow(tmp_path):
+    """Here a stand-in that says so: the real one would end the process."""
+    told = "import sys; print('tensorflow' in sys.modules, 'ss_gan_tf' in sys.modules)"
+    (tmp_path / "triton.py").write_text(told)
+    done = subprocess.run(
+        [sys.executable, "-c", "import experiments.numerics"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "False False\n")
+
+
 def test_progress_in_plain_lines(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
