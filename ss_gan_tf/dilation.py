@@ -59,7 +59,7 @@ def convolve(
     With y[u] = sum_i x[u + rate i - before] k[i], `before` the padding there, the
     gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
     reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
-    where they overlap. There are no second derivatives. Kernels of odd sizes with SAME
+    where they overlap. Kernels of odd sizes with SAME
     padding and a rate of CUT_FROM or more multiply nothing that lies on padding.
 
     Args:
@@ -91,7 +91,8 @@ def convolve(
 
         def backward(gradient):
             full = image, gradient
-            if not (differentiates and device_adds_right()):
+            halves = gradient.dtype.size == 2
+            if halves and not (differentiates and device_adds_right()):
                 # There bfloat16's product cuts off what it should round, 0.3 %.
                 full = in_float32(gradient, image)
             at_kernel = _at_kernel(*full, kernel.shape, rates, before)

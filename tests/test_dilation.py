@@ -209,6 +209,45 @@ def behind(op):
     return found
 
 
+def kernel_gradient(dtype, image, gradient, rate):
+    """At a kernel of 3x3, of positive numbers: where cutting off would show."""
+    layer = DilatedConv2D(
+        4, 3, dilation_rate=rate, padding="same", use_bias=False, dtype=dtype
+    )
+    layer.build(image.shape)
+    with tf.GradientTape() as tape:
+        out = layer(tf.cast(image, dtype))
+    return tape.gradient(out, layer.kernel, tf.cast(gradient, dtype))
+
+
+@pytest.mark.parametrize("rate", [4, 12, 36])
+@pytest.mark.parametrize("dtype, bias", [("bfloat16", 1e-3), ("float64", 1e-12)])
+def test_the_kernels_gradient_is_not_biased(dtype, bias, rate, either_device):
+    rng = np.random.default_rng(0)
+    image, gradient = (
+        tf.constant(rng.uniform(size=[2, 63, 63, filters]), tf.bfloat16)
+        for filters in (32, 4)
+    )
+    found = kernel_gradient(dtype, image, gradient, rate)
+    x, y = (tf.cast(values, tf.float64).numpy() for values in (image, gradient))
+    exact = np.zeros([3, 3, 32, 4])
+    for row in range(3):
+        for column in range(3):
+            (h, there_h), (w, there_w) = (
+                (
+                    slice(max(0, shift), 63 + min(0, shift)),
+                    slice(max(0, -shift), 63 - max(0, shift)),
+                )
+                for shift in (rate * (row - 1), rate * (column - 1))
+            )
+            exact[row, column] = np.einsum(
+                "bhwf,bhwg->fg", x[:, h, w], y[:, there_h, there_w]
+            )
+    ratios = tf.cast(found, tf.float64).numpy() / exact
+    assert abs(ratios.mean() - 1) < bias
+    assert np.abs(ratios - 1).max() < max(bias, 0.01)
+
+
 def test_for_a_gpu_its_own_kernels_are_called(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
     layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same")

@@ -224,15 +224,20 @@ def _write_torch(generator, settings):
 
 
 def build_torch(settings):
-    """The peer's network, channels last, without gradients; TensorFlow is not here."""
+    """The peer's network, channels last, without gradients; TensorFlow is not here.
+
+    Its batch normalisation is folded into the convolutions, as that of our export is.
+    """
     import torch
+
+    from experiments.benchmarks import torch_networks
 
     torch.set_num_threads(workers.available_cores())
     with torch.device("meta"):  # no numbers are drawn that are not used
         module = _torch_module(settings)
     stored = torch.load(os.path.join(settings["folder"], TORCH_FILE))
     module.load_state_dict(stored["weights"], assign=True)
-    module.eval()
+    torch_networks.fold_batch_norm(module.eval())
     mean = stored["mean"]
 
     @torch.inference_mode()

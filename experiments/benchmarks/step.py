@@ -38,8 +38,8 @@ def define_flags():
     flags.DEFINE_multi_enum(
         "precision",
         ["float32"],
-        ["float32", "mixed_bfloat16"],
-        "step: each is measured.",
+        ["float32", "mixed_bfloat16", "mixed_float16"],
+        "step: each is measured; mixed_float16 of ours alone.",
     )
     flags.DEFINE_multi_enum(
         "jit_compile", ["off"], ["auto", "on", "off"], "step: each is measured."
@@ -69,6 +69,13 @@ def check(values: flags.FlagValues):
         ValueError: the peer is not installed, there is a GPU, what belongs to the peer
             is asked for without it, or what is measured where nothing is.
     """
+    if "mixed_float16" in values.precision and (
+        values.write_programs or values.peer == "torch"
+    ):
+        raise ValueError(
+            "precision=mixed_float16: is measured of ours alone, without --peer=torch "
+            "and --write_programs"
+        )
     if values.write_programs:
         refuse_given(values, NOT_FOR_PROGRAMS, "for steps that --write_programs writes")
     elif values.peer == "torch":
@@ -188,10 +195,8 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
             counts[phase] = count_flops(traced)
         return counts
 
-    bfloat16 = settings["precision"] == "mixed_bfloat16"
-    matrix = tf.ones(
-        [PRODUCT_SIZE, PRODUCT_SIZE], tf.bfloat16 if bfloat16 else tf.float32
-    )
+    dtype = settings["precision"].removeprefix("mixed_")
+    matrix = tf.ones([PRODUCT_SIZE, PRODUCT_SIZE], dtype)
     product = tf.function(lambda: tf.matmul(matrix, matrix)[0, 0])
     return {
         **{phase: lambda step=step: work(step) for phase, step in steps.items()},

@@ -7,6 +7,7 @@ Shapes are PyTorch's: images [B, 3, H, W], logits [B, C, H, W].
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def scaled(filters, width):
@@ -263,6 +264,17 @@ def build_adversary(backbone, num_classes, width=1.0, grid_size=4):
     adversary = Adversary(num_classes, features, grid_size, width)
     last = torch.channels_last
     return extractor.to(memory_format=last), adversary.to(memory_format=last)
+
+
+def fold_batch_norm(module):
+    """Puts each NAME_bn into its NAME_conv, for inference; the module is changed."""
+    for name, norm in list(module.named_children()):
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        conv = f"{name.removesuffix('_bn')}_conv"
+        folded = fuse_conv_bn_eval(module.get_submodule(conv), norm)
+        setattr(module, conv, folded)
+        setattr(module, name, nn.Identity())
 
 
 def copy_weights(keras_model, module):

@@ -96,6 +96,11 @@ def on_cpu(monkeypatch):
         (["--write_programs=P", "--peer=torch"], "--peer=torch: does nothing"),
         (["--write_programs=P", "--nopeak_memory"], "--nopeak_memory: does nothing"),
         (["--peer=torch", "--phase=control"], "phase=control: PyTorch has its phase1"),
+        (["--peer=torch", "--precision=mixed_float16"], "mixed_float16: is measured"),
+        (
+            ["--write_programs=P", "--precision=mixed_float16"],
+            "mixed_float16: is measured of ours alone",
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(arguments, error, on_cpu, parsed):

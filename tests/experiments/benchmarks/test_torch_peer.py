@@ -155,6 +155,24 @@ def test_the_peer_of_inference_has_the_same_probabilities(pair, tmp_path, reques
     assert class_id == np.argmax(probs)
 
 
+def test_its_batch_normalisation_can_be_folded():
+    torch.manual_seed(0)
+    module = torch_networks.build_generator("resnet50", CLASSES, WIDTH)
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        for values in (norm.running_mean, norm.weight, norm.bias):
+            torch.nn.init.normal_(values)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    module.eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = module(image)
+        torch_networks.fold_batch_norm(module)
+        torch.testing.assert_close(module(image), before, rtol=1e-3, atol=1e-3)
+    assert len(norms) == 53
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in module.modules())
+
+
 def test_no_tensorflow_where_the_peer_is_measured(tmp_path):
     (tmp_path / "measured.py").write_text(
         "import sys\n"
