@@ -142,6 +142,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
     "tensorflow_datasets": "tensorflow-datasets",
+    "triton": "torch",  # whose wheels for Linux require it
 }
 # Required without an import of ours: other packages load these.
 BEHIND_THE_SCENES = {"array_record", "importlib_resources", "protobuf", "tensorboard"}
