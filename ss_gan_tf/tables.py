@@ -406,14 +406,13 @@ class Tables:
         """
         if self.compared.unfair(group, "control", self.split):
             return []
-        seeds = sorted(control.keys() & adversarial.keys())
-        points = {seed: dict(adversarial[seed]) for seed in seeds}
-        for seed in seeds:
-            before = dict(control[seed])
+        points = {}
+        for seed in sorted(control.keys() & adversarial.keys()):
+            of_control = dict(control[seed])
             points[seed] = {
-                step: 100 * (value - before[step])
-                for step, value in points[seed].items()
-                if step in before
+                step: 100 * (value - of_control[step])
+                for step, value in adversarial[seed]
+                if step in of_control
             }
         steps = sorted({step for of_seed in points.values() for step in of_seed})
         every = max(1, -(-len(steps) // MOST_STEPS))
@@ -425,10 +424,10 @@ class Tables:
             rows.append([f"{step:,}", *cells, signed(statistics.fmean(there))])
         caption = (
             f"{self.name(group)}: validation mIoU of the adversarial arm over the "
-            f"control of the same seed after so many steps, in points, of the images "
+            "control of the same seed after so many steps, in points, of the images "
             "that training looked at"
         )
-        header = ["step", *(f"seed {seed}" for seed in seeds), "mean"]
+        header = ["step", *(f"seed {seed}" for seed in points), "mean"]
         return [Table(caption, header, rows)] if rows else []
 
     # --- Access --------------------------------------------------------------
