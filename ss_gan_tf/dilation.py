@@ -8,7 +8,8 @@ that is enough: the gradient with respect to the input is a dilated convolution 
 and that with respect to the kernel one matrix product for each of its positions. Such a
 CPU multiplies the padding as well; there the map is cut where the dilated kernel meets
 its edges, and each part convolved with what lies on the map. oneDNN multiplies it in
-the gradient with respect to the kernel alone, which is made of products there too.
+the gradient with respect to the kernel alone, which is made of products there too; and
+one image by itself is convolved by products sooner than by its forward kernel.
 """
 
 import functools
@@ -60,7 +61,9 @@ def convolve(
     gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
     reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
     where they overlap. Kernels of odd sizes with SAME
-    padding and a rate of CUT_FROM or more multiply nothing that lies on padding.
+    padding and a rate of CUT_FROM or more multiply nothing that lies on padding; one
+    image in float32 is then convolved by products, for which oneDNN neither rearranges
+    the kernel nor needs a second image to be as fast as it can.
 
     Args:
         image: [B, H, W, F].
@@ -80,12 +83,15 @@ def convolve(
     before = [span // 2 if same else 0 for span in spans]
     after = [span - span // 2 if same else 0 for span in spans]
     odd = all(size % 2 for size in kernel.shape[:2])
-    cut = same and odd and max(rates) >= CUT_FROM and not differentiates
+    wide = same and odd and max(rates) >= CUT_FROM
+    cut = wide and not differentiates
 
     @tf.custom_gradient
     def forward(image, kernel):
         if cut:
             out = _in_parts(image, kernel, rates)
+        elif wide and image.dtype == tf.float32:
+            out = _by_products_if_alone(image, kernel, rates)
         else:
             out = tf.nn.conv2d(image, kernel, 1, padding, dilations=rates)
 
@@ -122,6 +128,60 @@ def convolve(
         return out, backward
 
     return forward(image, kernel)
+
+
+def _by_products_if_alone(image, kernel, rates):
+    """[B, H, W, F] -> [B, H, W, F'], SAME; odd kernels."""
+
+    def together():
+        return tf.nn.conv2d(image, kernel, 1, "SAME", dilations=rates)
+
+    def alone():
+        return _by_products(image[0], kernel, rates)[None]
+
+    if image.shape[0] is None:
+        return tf.cond(tf.equal(tf.shape(image)[0], 1), alone, together)
+    return alone() if image.shape[0] == 1 else together()
+
+
+def _by_products(image, kernel, rates):
+    """[H, W, F] -> [H, W, F'], SAME: a product for each tap; odd kernels.
+
+    The columns that a tap meets are copied, once for all taps above each other, one
+    such copy after the other; the rows of a copy and the taps are none.
+    """
+    height, width, filters_in, filters_out = kernel.shape
+    taps = tf.reshape(kernel, [-1, filters_in, filters_out])
+    columns = []
+    for column in range(width):
+        shift = rates[1] * (column - width // 2)
+        here, around_columns = _met(image, 1, shift)
+        with tf.control_dependencies(columns[-1:]):
+            part = image[:, here]
+        rows = []
+        for row in range(height):
+            here, around = _met(part, 0, rates[0] * (row - height // 2))
+            met = part[here]
+            product = tf.reshape(met, [-1, filters_in]) @ taps[row * width + column]
+            product = tf.reshape(product, [*_sizes(met), filters_out])
+            rows.append(tf.pad(product, [around, [0, 0], [0, 0]]))
+        columns.append(tf.pad(tf.add_n(rows), [[0, 0], around_columns, [0, 0]]))
+    return tf.ensure_shape(tf.add_n(columns), [*image.shape[:2], filters_out])
+
+
+def _met(image, axis, shift):
+    """Where image[u + shift] is on the map: those cells, and how many u lie around."""
+    size = _sizes(image)[axis]
+    here, there = _overlap(image, image, axis, shift)
+    before = tf.minimum(there.start, size)
+    return here, [before, size - before - (there.stop - there.start)]
+
+
+def _sizes(image):
+    """(H, W) of [H, W, F], numbers where they are known."""
+    return [
+        known or tf.shape(image)[axis] for axis, known in enumerate(image.shape[:2])
+    ]
 
 
 def _in_parts(image, kernel, rates):

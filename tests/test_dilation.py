@@ -159,13 +159,14 @@ def test_where_the_device_cannot_nothing_on_padding_is_multiplied(
 
 @pytest.mark.parametrize("rate", [5, 8])
 @pytest.mark.parametrize("sizes", [(None, None), (None, 12), (17, None)])
-def test_sizes_may_be_unknown_on_either_device(sizes, rate, either_device):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_sizes_may_be_unknown_on_either_device(batch, sizes, rate, either_device):
     theirs, ours = both(rate, padding="same")
     images = tf.TensorSpec([None, *sizes, 3], tf.float32)
     run = tf.function(lambda x: output_and_gradients(ours, x), input_signature=[images])
     # Smaller than the rate; as large; between it and twice as much; twice; larger.
     for height, width in ((3, 5), (8, 8), (9, 15), (16, 16), (30, 17)):
-        shape = [2, sizes[0] or height, sizes[1] or width, 3]
+        shape = [batch, sizes[0] or height, sizes[1] or width, 3]
         image = tf.random.stateless_normal(shape, [1, 2])
         for a, b in zip(output_and_gradients(theirs, image), run(image), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -196,6 +197,71 @@ def test_where_the_device_can_the_kernel_learns_by_products(
         parts = [reshape.op.inputs[0].op for reshape in after.inputs]
         assert [part.type for part in parts] == 2 * ["StridedSlice"]
         assert all(before in behind(part) for part in parts)
+
+
+@pytest.fixture
+def device_with_gradients(monkeypatch):
+    """A device that takes the dilation in both directions, as a CPU with oneDNN."""
+    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: True)
+
+
+@pytest.mark.parametrize(
+    "size, rate",
+    [(3, 9), (3, 15), (3, 24), (3, 40), (5, (8, 9)), ((1, 5), (2, 9)), ((5, 3), 8)],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_one_image_alone_is_made_of_products(known, size, rate, device_with_gradients):
+    theirs, ours = both(rate, size=size, padding="same")
+    shape = [1, 21, 30, 3]
+    traced = tf.function(lambda image: ours(image)).get_concrete_function(
+        tf.TensorSpec(shape if known else [1, None, None, 3])
+    )
+    kinds = [op.type for op in traced.graph.get_operations()]
+    assert "Conv2D" not in kinds
+    assert kinds.count("MatMul") == np.prod(ours.kernel.shape[:2])
+    assert traced.output_shapes[-1] == 4
+    image = tf.random.stateless_normal(shape, [1, 2])
+    np.testing.assert_allclose(traced(image), theirs(image), rtol=1e-4, atol=1e-4)
+
+
+def test_its_products_leave_out_padding(device_with_gradients):
+    layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same")
+    layer.build([1, 21, 14, 3])
+    traced = tf.function(lambda image: layer(image))
+    graph = traced.get_concrete_function(tf.TensorSpec([1, 21, 14, 3])).graph
+    products = [op for op in graph.get_operations() if op.type == "MatMul"]
+    # Cells at which a tap meets the map: all for the middle, 9 fewer on either side.
+    met = sum(op.inputs[0].shape[0] for op in products)
+    assert met == (21 + 2 * 12) * (14 + 2 * 5)
+
+
+@pytest.mark.parametrize(
+    "batch, rate, dtype", [(2, 9, "float32"), (1, 4, "float32"), (1, 9, "bfloat16")]
+)
+def test_others_are_convolved_by_the_device(batch, rate, dtype, device_with_gradients):
+    layer = DilatedConv2D(4, 3, dilation_rate=rate, padding="same", dtype=dtype)
+    layer.build([None, None, None, 3])
+    image = tf.TensorSpec([batch, 21, 14, 3], dtype)
+    traced = tf.function(lambda image: layer(image)).get_concrete_function(image)
+    kinds = [op.type for op in traced.graph.get_operations()]
+    assert kinds.count("Conv2D") == 1 and "MatMul" not in kinds
+
+
+def test_whether_it_is_alone_may_be_unknown(device_with_gradients):
+    """The graph of an export: it takes whatever way suits the images it gets."""
+    theirs, ours = both(9, padding="same")
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32)
+    run = tf.function(lambda image: ours(image), input_signature=[spec])
+    found = run.get_concrete_function().graph.as_graph_def(add_shapes=False)
+    branches = {
+        kind: [f for f in found.library.function if kind in [n.op for n in f.node_def]]
+        for kind in ("Conv2D", "MatMul")
+    }
+    assert len(branches["Conv2D"]) == len(branches["MatMul"]) == 1
+    assert branches["Conv2D"] != branches["MatMul"]
+    for batch in (1, 3):
+        image = tf.random.stateless_normal([batch, 21, 30, 3], [1, 2])
+        np.testing.assert_allclose(run(image), theirs(image), rtol=1e-4, atol=1e-4)
 
 
 def behind(op):
