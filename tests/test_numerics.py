@@ -72,17 +72,21 @@ def test_the_yardstick_is_shown_and_changes_no_verdict(rounded):
     assert "% | - | yardstick |" in numerics.format_table(result)
 
 
-def test_the_yardstick_starts_from_rounded_weights(monkeypatch):
+def test_yardsticks_start_from_changed_weights(monkeypatch):
     generator = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     generator.set_weights([np.array([[1 + 2**-7], [1 + 2**-9]]), np.array([-3e38])])
     networks = types.SimpleNamespace(generator=generator)
     monkeypatch.setattr(numerics.stages, "make_stages", lambda *given: given)
-    assert numerics._rounded_stages("config", networks, 255) == (
-        "config", networks, 255,
-    )  # fmt: skip
+    given = "config", networks, 255
+    assert numerics._stages_from(numerics._rounded, *given) == given
     kernel, bias = generator.get_weights()
     assert kernel.ravel().tolist() == [1 + 2**-7, 1]  # bfloat16 has seven bits
     assert bias.dtype == np.float32 and abs(bias / -3e38 - 1) < 2**-8
+    generator.set_weights([np.array([[1], [-1]]), np.zeros(1)])
+    numerics._stages_from(numerics._nudged, *given)
+    kernel, bias = generator.get_weights()
+    assert kernel.ravel().tolist() == [1 + 2**-23, -1 + 2**-24]  # float32 has 23
+    assert bias.dtype == np.float32 and 0 < bias < 1e-37
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +144,7 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
 
     def train(config, data_dir, workdir, progress, make_stages):
         made.append(config)
-        rounds.append(make_stages is numerics._rounded_stages)
+        rounds.append(getattr(make_stages, "args", ()) == (numerics._rounded,))
         (tmp_path / workdir).mkdir(parents=True)
         for step in (1, 2):
             progress("phase1", step, 2, {"loss/mce": 1.0 / step, "gradient/x": 5.0})
@@ -328,6 +332,35 @@ def test_bfloat16_may_be_off_as_far_as_pytorchs_is(
     assert rows[variant]["allowed"] == pytest.approx([allowed, mean], rel=0.03)
     assert rows[variant]["within"] is within
     assert rows["torch-float32"]["allowed"] == pytest.approx([0.02, 0.02 / 3])
+
+
+@pytest.mark.parametrize("variant", ["float32-xla", "torch-float32"])
+@pytest.mark.parametrize(
+    "off, nudged, allowed, within",
+    [
+        (0.019, None, 0.02, True),
+        (0.03, None, 0.02, False),
+        (0.03, 0.01, 0.02, False),  # the last bit does little: the tolerance stands
+        (0.03, 0.04, 0.04, True),
+        (0.05, 0.04, 0.04, False),  # no more than it does
+    ],
+)
+def test_another_order_of_sums_may_be_off_as_far_as_the_last_bit(
+    variant, off, nudged, allowed, within
+):
+    runs = {
+        ("float32", 0): run(1.0, 1.0, 1.0, miou=0.5),
+        (variant, 0): run(1.0 + off, 1.0, 1.0, miou=0.5),
+        ("bfloat16", 0): run(1.065, 1.0, 1.0, miou=0.5),
+    }
+    if nudged is not None:
+        runs["float32-nudged", 0] = run(1.0, 1.0 - nudged, 1.0, miou=0.5)
+    rows = {row["variant"]: row for row in numerics.compare(runs, 0)["rows"]}
+    assert rows[variant]["allowed"] == pytest.approx([allowed, allowed / 3])
+    assert rows[variant]["within"] is within
+    assert rows["bfloat16"]["allowed"] == [0.06, 0.02]  # which rounds far more
+    if nudged is not None:
+        assert rows["float32-nudged"]["within"] is None
 
 
 def test_what_a_variant_is_held_against_runs_too(monkeypatch, tmp_path):
