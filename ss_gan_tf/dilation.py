@@ -24,6 +24,7 @@ from ss_gan_tf.convolution import (
     in_float32,
     is_for_another_device,
 )
+from ss_gan_tf.resampling import height_width
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
 
@@ -61,9 +62,7 @@ def convolve(
     gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
     reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
     where they overlap. Kernels of odd sizes with SAME
-    padding and a rate of CUT_FROM or more multiply nothing that lies on padding; one
-    image in float32 is then convolved by products, for which oneDNN neither rearranges
-    the kernel nor needs a second image to be as fast as it can.
+    padding and a rate of CUT_FROM or more multiply nothing that lies on padding.
 
     Args:
         image: [B, H, W, F].
@@ -71,7 +70,9 @@ def convolve(
         rates: along H and W.
         padding: "SAME" or "VALID".
         differentiates: whether the device has a kernel for the gradient at x that
-            leaves padding out as its forward kernel does; then it is taken.
+            leaves padding out as its forward kernel does; then both are taken, but for
+            one float32 image by itself at such a rate, which products convolve sooner:
+            they take the kernel as it lies.
 
     Returns:
         [B, H', W', F'].
@@ -131,66 +132,56 @@ def convolve(
 
 
 def _by_products_if_alone(image, kernel, rates):
-    """[B, H, W, F] -> [B, H, W, F'], SAME; odd kernels."""
-
-    def together():
-        return tf.nn.conv2d(image, kernel, 1, "SAME", dilations=rates)
-
-    def alone():
-        return _by_products(image[0], kernel, rates)[None]
-
+    """[B, H, W, F] -> [B, H, W, F'], SAME: by products where B is 1; odd kernels."""
+    alone = functools.partial(_by_products, image, kernel, rates)
+    together = functools.partial(
+        tf.nn.conv2d, image, kernel, 1, "SAME", dilations=rates
+    )
     if image.shape[0] is None:
         return tf.cond(tf.equal(tf.shape(image)[0], 1), alone, together)
     return alone() if image.shape[0] == 1 else together()
 
 
 def _by_products(image, kernel, rates):
-    """[H, W, F] -> [H, W, F'], SAME: a product for each tap; odd kernels.
+    """[1, H, W, F] -> [1, H, W, F'], SAME: a product for each tap; odd kernels.
 
-    The columns that a tap meets are copied, once for all taps above each other, one
-    such copy after the other; the rows of a copy and the taps are none.
+    The columns of the map that a tap meets are copied, once for all taps above each
+    other and one copy after the other. Rows come first here, so they need no copy.
     """
-    height, width, filters_in, filters_out = kernel.shape
+    taps_down, taps_across, filters_in, filters_out = kernel.shape
     taps = tf.reshape(kernel, [-1, filters_in, filters_out])
-    columns = []
-    for column in range(width):
-        shift = rates[1] * (column - width // 2)
-        here, around_columns = _met(image, 1, shift)
-        with tf.control_dependencies(columns[-1:]):
-            part = image[:, here]
-        rows = []
-        for row in range(height):
-            here, around = _met(part, 0, rates[0] * (row - height // 2))
-            met = part[here]
-            product = tf.reshape(met, [-1, filters_in]) @ taps[row * width + column]
-            product = tf.reshape(product, [*_sizes(met), filters_out])
-            rows.append(tf.pad(product, [around, [0, 0], [0, 0]]))
-        columns.append(tf.pad(tf.add_n(rows), [[0, 0], around_columns, [0, 0]]))
-    return tf.ensure_shape(tf.add_n(columns), [*image.shape[:2], filters_out])
+    size = height_width(image)
+    sums = []
+    for across in range(taps_across):
+        shift = rates[1] * (across - taps_across // 2)
+        columns, left_right = _met(size[1], shift)
+        with tf.control_dependencies(sums[-1:]):
+            part = image[0, :, columns]
+        products = []
+        for down in range(taps_down):
+            shift = rates[0] * (down - taps_down // 2)
+            rows, above_below = _met(size[0], shift)
+            factor = tf.reshape(part[rows], [-1, filters_in])
+            product = factor @ taps[down * taps_across + across]
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            product = tf.reshape(product, [height, width, filters_out])
+            products.append(tf.pad(product, [above_below, [0, 0], [0, 0]]))
+        sums.append(tf.pad(tf.add_n(products), [[0, 0], left_right, [0, 0]]))
+    out = tf.add_n(sums)[tf.newaxis]
+    return tf.ensure_shape(out, [1, *image.shape[1:3], filters_out])
 
 
-def _met(image, axis, shift):
-    """Where image[u + shift] is on the map: those cells, and how many u lie around."""
-    size = _sizes(image)[axis]
-    here, there = _overlap(image, image, axis, shift)
-    before = tf.minimum(there.start, size)
-    return here, [before, size - before - (there.stop - there.start)]
-
-
-def _sizes(image):
-    """(H, W) of [H, W, F], numbers where they are known."""
-    return [
-        known or tf.shape(image)[axis] for axis, known in enumerate(image.shape[:2])
-    ]
+def _met(size, shift):
+    """Where u + shift is on an axis: those cells, how many u lie before and after."""
+    before = tf.minimum(max(0, -shift), size)
+    after = tf.minimum(max(0, shift), size - before)
+    start = before + shift
+    return slice(start, start + size - before - after), [before, after]
 
 
 def _in_parts(image, kernel, rates):
     """[B, H, W, F] -> [B, H, W, F'], SAME: no product with padding; odd kernels."""
-    sizes = [
-        known or tf.shape(image)[axis]
-        for axis, known in enumerate(image.shape[1:3], start=1)
-    ]
-    rows, columns = map(_parts, sizes, kernel.shape[:2], rates)
+    rows, columns = map(_parts, height_width(image), kernel.shape[:2], rates)
     return tf.concat(
         [
             tf.concat(

@@ -54,8 +54,10 @@ TOLERANCES = {
 # Some runs are so sensitive that bfloat16 leaves its tolerance in any implementation:
 # where PyTorch made the run too, ours may be off by this many times what PyTorch's
 # bfloat16 is. That it is the same run, its float32 says by keeping to that tolerance.
-PEER_FACTOR = 1.5
-# Another order of sums in float32 may be off as far as that last bit moves the run.
+# And in some the last bit of the weights leads further away than float32's tolerance:
+# another order of sums may, in a step, be off by so many times what that bit did there
+# or before.
+FACTOR = 1.5
 _ORDERS_OF_SUMS = ("float32-xla", "torch-float32")
 _PRECISIONS = ("float32", "bfloat16")
 
@@ -77,10 +79,10 @@ def run_variants(
         data_dir: prepared data.
         workdir: where the results of finished runs are kept.
         variants: keys of `VARIANTS`; float32 is always run, and what a variant is
-            held against. Nothing is asked of `float32-rounded`, `float32-nudged` and
-            `torch-bfloat16`. The first shows what a tolerance means there, the others
-            widen that of float32-xla and torch-float32, and that of bfloat16
-            (`PEER_FACTOR`), where they are beyond it themselves.
+            held against or what may widen its tolerance. Nothing is asked of
+            yardsticks: `float32-rounded` shows what a tolerance means there,
+            `float32-nudged` widens that of float32-xla and torch-float32, and
+            `torch-bfloat16` that of bfloat16 (`FACTOR`).
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
@@ -102,6 +104,8 @@ def run_variants(
     if config.guard:
         raise ValueError("guard=True: must be off, it leaves out what is not finite")
     wanted = set(variants) | {REFERENCES[v] for v in variants if v in REFERENCES}
+    if wanted.intersection(_ORDERS_OF_SUMS):
+        wanted.add(NUDGED)
     of_torch = sorted(v for v in wanted if v.startswith("torch"))
     if of_torch and make_torch_stages is None:
         raise ValueError(f"variants={','.join(of_torch)}: PyTorch's stages are missing")
@@ -225,9 +229,10 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
     Returns:
         "rows": variant, loss, float32 (mean over the steps of the run that the
         variant is held against), largest and mean (absolute differences as shares of
-        it), allowed ([of the largest, of the mean]), within. "miou": variant, value,
-        difference, within; "spread" is the largest less the smallest mIoU of the
-        float32 runs. Allowed and within are None for yardsticks.
+        it), allowed ([of the largest, of the mean]), within, outside_from (the first
+        step with more than it may have; early steps may have less than the largest).
+        "miou": variant, value, difference, within; "spread" is the largest less the
+        smallest mIoU of the float32 runs. Allowed and within are None for yardsticks.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -236,7 +241,7 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
         run["miou"] for (variant, _), run in runs.items() if variant == REFERENCE
     ]
     spread = max(of_seeds) - min(of_seeds)
-    rows, ends = [], []
+    rows, ends, off = [], [], {}
     for (variant, _), run in runs.items():
         if variant == REFERENCE:
             continue
@@ -250,14 +255,14 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
         for name, values in reference["losses"].items():
             expected, given = np.array(values), np.array(run["losses"][name])
             scale = np.abs(expected).mean()
-            away = np.abs(given - expected) / scale
+            off[variant, name] = np.abs(given - expected) / scale
             rows.append(
                 {
                     "variant": variant,
                     "loss": name,
                     "float32": float(expected.mean()),
-                    "largest": float(away.max()),
-                    "mean": float(away.mean()),
+                    "largest": float(off[variant, name].max()),
+                    "mean": float(off[variant, name].mean()),
                 }
             )
         difference = run["miou"] - reference["miou"]
@@ -269,41 +274,47 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                 "within": tolerance and abs(difference) <= spread,
             }
         )
-    at = {(row["variant"], row["loss"]): row for row in rows}
     for row in rows:
-        row["allowed"] = _allowed(row, at)
-        row["within"] = row["allowed"] and bool(
-            row["largest"] <= row["allowed"][0] and row["mean"] <= row["allowed"][1]
-        )
+        row |= _judge(off, row["variant"], row["loss"])
     return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
 
 
-def _allowed(row, rows):
-    """[largest, mean] of a row; None for a yardstick's.
+def _judge(off, variant, loss):
+    """What a row has of "allowed", "within" and "outside_from".
 
     Args:
-        row: one of rows.
-        rows: (variant, loss) -> row.
+        off: (variant, loss) -> [T] how far off each step is.
+        variant: the row's.
+        loss: the row's.
     """
-    variant, loss = row["variant"], row["loss"]
     if variant not in TOLERANCES:
-        return None
-    allowed = [TOLERANCES[variant], TOLERANCES[variant] / 3]
+        return {"allowed": None, "within": None, "outside_from": None}
+    steps, mean = _allowed(off, variant, loss)
+    outside = np.flatnonzero(off[variant, loss] > steps)
+    return {
+        "allowed": [float(np.max(steps)), float(mean)],
+        "within": bool(not outside.size and off[variant, loss].mean() <= mean),
+        "outside_from": int(outside[0]) + 1 if outside.size else None,
+    }
+
+
+def _allowed(off, variant, loss):
+    """Of each step, one number or [T], and of their mean."""
+    tolerance, nothing = TOLERANCES[variant], np.zeros(1)
     if variant in _ORDERS_OF_SUMS:
-        return _widened(allowed, rows.get((NUDGED, loss)), 1)
-    peer, rounded_peer = (rows.get((f"torch-{kind}", loss)) for kind in _PRECISIONS)
-    if peer is None or peer["largest"] > allowed[0] or peer["mean"] > allowed[1]:
-        return allowed  # it is not this run
-    return _widened(allowed, rounded_peer, PEER_FACTOR)
-
-
-def _widened(allowed, yardstick, factor):
-    """As many times what a yardstick's row is off, where that is more."""
-    if yardstick is None:
-        return allowed
-    theirs = yardstick["largest"], yardstick["mean"]
-    pairs = zip(allowed, theirs, strict=True)
-    return [max(own, factor * other) for own, other in pairs]
+        yardstick = off.get((NUDGED, loss), nothing)
+        steps = np.maximum.accumulate(yardstick)
+    else:
+        peer, yardstick = (
+            off.get((f"torch-{kind}", loss), nothing) for kind in _PRECISIONS
+        )
+        if peer.max() > tolerance or peer.mean() > tolerance / 3:
+            yardstick = nothing  # PyTorch's is another run
+        steps = yardstick.max()
+    return (
+        np.maximum(tolerance, FACTOR * steps),
+        max(tolerance / 3, FACTOR * yardstick.mean()),
+    )
 
 
 def _lengths(run):
@@ -339,4 +350,6 @@ def _format_allowed(row):
 
 
 def _verdict(row):
-    return {True: "within", False: "**outside**", None: "yardstick"}[row["within"]]
+    verdict = {True: "within", False: "**outside**", None: "yardstick"}[row["within"]]
+    step = row.get("outside_from")
+    return f"{verdict} from step {step}" if step else verdict

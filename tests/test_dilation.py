@@ -32,7 +32,8 @@ def output_and_gradients(layer, image):
 
 # A rate beyond the map leaves the centre of the kernel alone.
 @pytest.mark.parametrize(
-    "rate, padding", [(2, "same"), (9, "same"), (40, "same"), (4, "valid")]
+    "rate, padding",
+    [(2, "same"), (9, "same"), (40, "same"), (4, "valid"), (9, "valid")],
 )
 def test_equals_keras(rate, padding):
     image = tf.constant(
@@ -224,7 +225,9 @@ def test_one_image_alone_is_made_of_products(known, size, rate, device_with_grad
     np.testing.assert_allclose(traced(image), theirs(image), rtol=1e-4, atol=1e-4)
 
 
-def test_its_products_leave_out_padding(device_with_gradients):
+def test_its_products_leave_out_padding_and_copy_one_part_at_a_time(
+    device_with_gradients,
+):
     layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same")
     layer.build([1, 21, 14, 3])
     traced = tf.function(lambda image: layer(image))
@@ -233,6 +236,13 @@ def test_its_products_leave_out_padding(device_with_gradients):
     # Cells at which a tap meets the map: all for the middle, 9 fewer on either side.
     met = sum(op.inputs[0].shape[0] for op in products)
     assert met == (21 + 2 * 12) * (14 + 2 * 5)
+    # Columns of the map are copied when the products of those before are there.
+    for n, product in enumerate(products):
+        before = set(products[: n - n % 3])
+        rows = product.inputs[0].op.inputs[0].op
+        columns = rows.inputs[0].op
+        assert [op.type for op in (rows, columns)] == 2 * ["StridedSlice"]
+        assert before <= behind(columns)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +257,15 @@ def test_others_are_convolved_by_the_device(batch, rate, dtype, device_with_grad
     assert kinds.count("Conv2D") == 1 and "MatMul" not in kinds
 
 
-def test_whether_it_is_alone_may_be_unknown(device_with_gradients):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_whether_it_is_alone_may_be_unknown(jit_compile, device_with_gradients):
     """The graph of an export: it takes whatever way suits the images it gets."""
     theirs, ours = both(9, padding="same")
     spec = tf.TensorSpec([None, None, None, 3], tf.float32)
-    run = tf.function(lambda image: ours(image), input_signature=[spec])
-    found = run.get_concrete_function().graph.as_graph_def(add_shapes=False)
+    run = tf.function(
+        lambda image: ours(image), input_signature=[spec], jit_compile=jit_compile
+    )
+    found = run.get_concrete_function().graph.as_graph_def()
     branches = {
         kind: [f for f in found.library.function if kind in [n.op for n in f.node_def]]
         for kind in ("Conv2D", "MatMul")

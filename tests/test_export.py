@@ -127,8 +127,13 @@ def test_batch_normalisation_is_folded_and_nothing_else_changes(tmp_path):
 
 
 @pytest.mark.parametrize("rate", [5, 12])
-def test_dilations_are_said_and_plain_to_converters(rate, tmp_path, monkeypatch):
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
+@pytest.mark.parametrize("differentiates", [False, True])
+def test_dilations_are_said_and_plain_to_converters(
+    differentiates, rate, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        dilation, "_device_differentiates_dilation", lambda _: differentiates
+    )
     image = keras.Input((None, None, 3))
     layer = dilation.DilatedConv2D(3, 3, dilation_rate=rate, padding="same")
     generator = keras.Model(image, layer(image))
