@@ -272,10 +272,29 @@ def test_by_a_product_the_gradient_is_the_same(height, width, size):
     )
     found = convolution.at_image_by_product(gradient, kernel)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    image = tf.constant(rng.normal(size=(2, height, width, 3)), tf.float32)
+    expected = tf.raw_ops.Conv2DBackpropFilter(
+        input=image,
+        filter_sizes=kernel.shape,
+        out_backprop=gradient,
+        strides=[1] * 4,
+        padding="SAME",
+    )
+    found = convolution.at_kernel_by_product(image, gradient, kernel.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    found = convolution.convolve_by_product(image, kernel)
+    expected = tf.nn.conv2d(image, kernel, 1, "SAME")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def product_of(layer, image):
-    """Gradients, and the kinds of operations that a traced layer's take."""
+def product_of(layer, image, known=False):
+    """Gradients, and the kinds of operations that a traced layer's take.
+
+    Args:
+        layer: a convolution with a bias.
+        image: [B, H, W, F].
+        known: whether sizes are, while the layer is traced.
+    """
 
     def gradients(image):
         with tf.GradientTape() as tape:
@@ -283,20 +302,24 @@ def product_of(layer, image):
             loss = tf.reduce_sum(tf.cast(layer(image), tf.float32) ** 2)
         return tape.gradient(loss, [image, layer.kernel.value, layer.bias.value])
 
-    shape = [None, None, None, image.shape[-1]]
+    shape = image.shape if known else [None, None, None, image.shape[-1]]
     traced = tf.function(gradients).get_concrete_function(
         tf.TensorSpec(shape, image.dtype)
     )
     return traced(image), {op.type for op in traced.graph.get_operations()}
 
 
-@pytest.mark.parametrize("policy, away", [("float32", 1e-5), ("mixed_bfloat16", 0.01)])
+@pytest.mark.parametrize(
+    "policy, away",
+    [("float32", 1e-5), ("mixed_bfloat16", 0.01), ("mixed_float16", 0.002)],
+)
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("adds_right", [True, False])
-def test_fc6_learns_by_a_product(monkeypatch, policy, away, adds_right):
+def test_fc6_learns_by_products(monkeypatch, policy, away, adds_right, known):
     monkeypatch.setattr(convolution, "device_adds_right", lambda: adds_right)
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 7 * 7 * 8 * 16)
     rng = np.random.default_rng(0)
-    image = tf.constant(rng.normal(size=(2, 6, 5, 8)), tf.float32)
+    image = tf.constant(rng.normal(size=(2, 4, 2, 8)), tf.float32)
     settings = {"padding": "same", "activation": "relu"}
     layer = Conv2D(16, 7, dtype=policy, **settings)
     plain = keras.layers.Conv2D(16, 7, **settings)
@@ -304,10 +327,13 @@ def test_fc6_learns_by_a_product(monkeypatch, policy, away, adds_right):
         each.build(image.shape)
     plain.set_weights(layer.get_weights())
     (found, kinds), (expected, others) = (
-        product_of(each, image) for each in (layer, plain)
+        product_of(each, image, known) for each in (layer, plain)
     )
-    assert "MatMul" in kinds and "Conv2DBackpropInput" not in kinds
-    assert "MatMul" not in others and "Conv2DBackpropInput" in others
+    gradients = {"Conv2DBackpropInput", "Conv2DBackpropFilter"}
+    assert "MatMul" in kinds and not kinds & gradients
+    assert "MatMul" not in others and gradients < others
+    # So does float32 convolve, where the patches are known to be few: 4 x 2 x 2 <= 16.
+    assert ("Conv2D" in kinds) == (policy != "float32" or not known)
     for ours, theirs in zip(found, expected, strict=True):
         assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
 
@@ -354,18 +380,34 @@ def test_in_half_precision_it_is_keras(policy, settings):
 def test_by_a_product_bfloat16_is_not_biased():
     """Of positive numbers alone, where cutting off would show."""
     rng = np.random.default_rng(0)
-    gradient, kernel = (
+    values = [
         tf.constant(rng.uniform(size=shape), tf.bfloat16)
-        for shape in ([2, 8, 8, 64], [7, 7, 16, 64])
-    )
-    if not convolution.device_adds_right():  # there it is given float32
-        gradient, kernel = (tf.cast(x, tf.float32) for x in (gradient, kernel))
-    found = convolution.at_image_by_product(gradient, kernel)
-    exact = convolution.at_image_by_product(
-        *(tf.cast(x, tf.float64) for x in (gradient, kernel))
-    )
-    ratio = tf.reduce_mean(tf.cast(found, tf.float64)) / tf.reduce_mean(exact)
-    assert abs(float(ratio) - 1) < 5e-4
+        for shape in ([2, 16, 16, 64], [7, 7, 16, 64], [2, 16, 16, 16])
+    ]
+
+    def gradients(dtype):
+        gradient, kernel, image = (tf.cast(value, dtype) for value in values)
+        found = (
+            convolution.at_image_by_product(gradient, kernel),
+            convolution.at_kernel_by_product(image, gradient, kernel.shape),
+        )
+        return [tf.cast(each, tf.float64) for each in found]
+
+    # A device that adds wrong is given float32.
+    right = convolution.device_adds_right()
+    found = gradients(tf.bfloat16 if right else tf.float32)
+    for ours, exact in zip(found, gradients(tf.float64), strict=True):
+        ratio = tf.reduce_mean(ours) / tf.reduce_mean(exact)
+        assert abs(float(ratio) - 1) < 5e-4
+
+
+def test_many_patches_are_left_to_the_device(monkeypatch):
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
+    layer = Conv2D(16, 7, padding="same")
+    layer.build([2, None, None, 8])
+    for width, alone in ((4, True), (5, False)):  # 2 x 2 x 4 cells are 16, as filters
+        kinds = product_of(layer, tf.ones([2, 2, width, 8]), known=True)[1]
+        assert ("Conv2D" not in kinds) == alone
 
 
 def test_for_a_gpu_nothing_changes(monkeypatch):
