@@ -150,6 +150,7 @@ def test_what_it_changes_besides():
 BESIDE = {
     "camvid-resnet50": ("entropy", "frozen_adversary"),
     "camvid-resnet50-paper": ("paper",),
+    "camvid-resnet50-256": ("entropy", "frozen_adversary"),
 }
 OWN_ROWS = {
     "camvid-vgg16": ("adversarial", "ratio0.3", "entropy", "frozen_adversary", "paper")
