@@ -21,7 +21,8 @@ class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`, same numbers and weights; other gradients in bfloat16.
 
     That at the bias is a sum, and the others are computed in float32 where the device
-    adds in bfloat16; not so in groups, with dilation or with channels first.
+    adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
+    large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32.
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -74,24 +75,27 @@ class Conv2D(keras.layers.Conv2D):
                     x, w, gradient = in_float32(gradient, x, w)
                 if product:
                     at_image = at_image_by_product(gradient, w)
-                    at_kernel = at_kernel_by_product(x, gradient, w.shape)
                 else:
                     at_image = tf.raw_ops.Conv2DBackpropInput(
                         input_sizes=tf.shape(x), filter=w, out_backprop=gradient, **how
                     )
+                if few:
+                    at_kernel = at_kernel_by_product(x, gradient, w.shape)
+                else:
                     at_kernel = tf.raw_ops.Conv2DBackpropFilter(
                         input=x, filter_sizes=w.shape, out_backprop=gradient, **how
                     )
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
-            if product and _is_small_beside(image, kernel):
+            few = product and _has_few_patches(image, kernel)
+            if few and image.dtype == tf.float32:  # bfloat16's is slower
                 return convolve_by_product(image, kernel), backward
             return convolve(image, kernel), backward
 
         return forward(inputs, tf.convert_to_tensor(kernel))
 
     def _is_like_a_product(self, kernel):
-        """Whether a CPU finds the gradients by a matrix product, in less room."""
+        """Whether a CPU finds the gradient at the image faster by a matrix product."""
         return (
             self.padding == "same"
             and self.strides == (1, 1)
@@ -102,21 +106,21 @@ class Conv2D(keras.layers.Conv2D):
         )
 
 
-def _is_small_beside(image, kernel):
-    """Whether a float32 map's patches are known to take no more room than the kernel.
-
-    oneDNN lays the kernel out anew for each call. In bfloat16 a product does so too.
-    """
-    if image.dtype != tf.float32 or not image.shape.is_fully_defined():
-        return False
-    return math.prod(image.shape[:3]) <= kernel.shape[-1]
+def _has_few_patches(image, kernel):
+    """Whether the map's patches are known to take no more room than the kernel."""
+    return (
+        image.shape.is_fully_defined()
+        and math.prod(image.shape[:3]) <= kernel.shape[-1]
+    )
 
 
 def convolve_by_product(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """A convolution of stride 1 with SAME padding as one matrix product.
+    """A convolution of stride 1 with an odd kernel, SAME, as one matrix product.
+
+    oneDNN lays the kernel out anew in each call; a product takes it as it lies.
 
     Args:
-        image: [B, H, W, F].
+        image: [B, H, W, F], B, H and W known.
         kernel: [k, k', F, F'].
 
     Returns:
@@ -128,32 +132,38 @@ def convolve_by_product(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Tensor:
-    """The gradient at the kernel of a convolution of stride 1 with SAME padding.
+    """The gradient at the kernel of a convolution of stride 1 with an odd one, SAME.
 
-    One product of the patches with the gradient. For fc6 of VGG16 oneDNN takes 1.4 GB
-    of room to compute it in bfloat16, for a result of 0.2 GB; this takes B H W k k' F
-    values, 0.03 GB.
+    One product of the patches, B H W k k' F values, with the gradient. For fc6 of VGG16
+    on 2x16x16 cells they are 0.03 GB in bfloat16, where oneDNN takes 1.2 GB of room.
 
     Args:
-        image: [B, H, W, F].
+        image: [B, H, W, F], B, H and W known.
         gradient: [B, H, W, F'] at the output.
         shape: of the kernel, (k, k', F, F').
 
     Returns:
         [k, k', F, F'].
     """
+    with tf.control_dependencies([gradient]):  # else they are kept from forwards on
+        patches = _patches(image, shape)
     columns = tf.reshape(gradient, [-1, shape[-1]])
-    product = tf.matmul(_patches(image, shape), columns, transpose_a=True)
-    return tf.reshape(product, shape)
+    return tf.reshape(tf.matmul(patches, columns, transpose_a=True), shape)
 
 
 def _patches(image, shape):
-    """What a kernel of this shape meets at each cell: [B H W, k k' F], SAME."""
+    """What a kernel of this shape meets at each cell: [B H W, k k' F], odd, SAME."""
     rows, columns, filters_in, _ = shape
-    found = tf.image.extract_patches(
-        image, [1, rows, columns, 1], [1] * 4, [1] * 4, "SAME"
-    )
-    return tf.reshape(found, [-1, rows * columns * filters_in])
+    _, height, width, _ = image.shape
+    around = [[0, 0], *([size // 2] * 2 for size in (rows, columns)), [0, 0]]
+    padded = tf.pad(image, around)
+    # tf.image.extract_patches takes XLA longer.
+    met = [
+        padded[:, row : row + height, column : column + width]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return tf.reshape(tf.concat(met, axis=-1), [-1, rows * columns * filters_in])
 
 
 def at_image_by_product(gradient: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -13,6 +13,7 @@ one image by itself is convolved by products sooner than by its forward kernel.
 """
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -27,6 +28,7 @@ from ss_gan_tf.convolution import (
 from ss_gan_tf.resampling import height_width
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
+ALONE_UP_TO = 2**14  # cells; beyond, products hardly gain, and copies take room
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -71,8 +73,8 @@ def convolve(
         padding: "SAME" or "VALID".
         differentiates: whether the device has a kernel for the gradient at x that
             leaves padding out as its forward kernel does; then both are taken, but for
-            one float32 image by itself at such a rate, which products convolve sooner:
-            they take the kernel as it lies.
+            one small float32 image by itself at such a rate, which products convolve
+            sooner: they take the kernel as it lies.
 
     Returns:
         [B, H', W', F'].
@@ -132,21 +134,31 @@ def convolve(
 
 
 def _by_products_if_alone(image, kernel, rates):
-    """[B, H, W, F] -> [B, H, W, F'], SAME: by products where B is 1; odd kernels."""
+    """[B, H, W, F] -> [B, H, W, F'], SAME; odd kernels.
+
+    By products where B is 1 and the map is small, whatever of that is known.
+    """
     alone = functools.partial(_by_products, image, kernel, rates)
     together = functools.partial(
         tf.nn.conv2d, image, kernel, 1, "SAME", dilations=rates
     )
-    if image.shape[0] is None:
-        return tf.cond(tf.equal(tf.shape(image)[0], 1), alone, together)
-    return alone() if image.shape[0] == 1 else together()
+    if image.shape[:3].is_fully_defined():
+        batch_size, *size = image.shape[:3]
+        is_alone = batch_size == 1 and math.prod(size) <= ALONE_UP_TO
+        return alone() if is_alone else together()
+    if image.shape[0] not in (None, 1):
+        return together()
+    shape = tf.shape(image)
+    is_small = tf.reduce_prod(shape[1:3]) <= ALONE_UP_TO
+    return tf.cond(tf.equal(shape[0], 1) & is_small, alone, together)
 
 
 def _by_products(image, kernel, rates):
     """[1, H, W, F] -> [1, H, W, F'], SAME: a product for each tap; odd kernels.
 
-    The columns of the map that a tap meets are copied, once for all taps above each
-    other and one copy after the other. Rows come first here, so they need no copy.
+    The columns of the map that a tap beside the middle meets are copied, once for all
+    taps above each other and one copy after the other. Rows come first here, so they
+    need no copy.
     """
     taps_down, taps_across, filters_in, filters_out = kernel.shape
     taps = tf.reshape(kernel, [-1, filters_in, filters_out])
@@ -156,11 +168,10 @@ def _by_products(image, kernel, rates):
         shift = rates[1] * (across - taps_across // 2)
         columns, left_right = _met(size[1], shift)
         with tf.control_dependencies(sums[-1:]):
-            part = image[0, :, columns]
+            part = image[0, :, columns] if shift else image[0]
         products = []
         for down in range(taps_down):
-            shift = rates[0] * (down - taps_down // 2)
-            rows, above_below = _met(size[0], shift)
+            rows, above_below = _met(size[0], rates[0] * (down - taps_down // 2))
             factor = tf.reshape(part[rows], [-1, filters_in])
             product = factor @ taps[down * taps_across + across]
             height, width = rows.stop - rows.start, columns.stop - columns.start

@@ -288,7 +288,7 @@ def test_by_a_product_the_gradient_is_the_same(height, width, size):
 
 
 def product_of(layer, image, known=False):
-    """Gradients, and the kinds of operations that a traced layer's take.
+    """Gradients, and the operations that a traced layer's take.
 
     Args:
         layer: a convolution with a bias.
@@ -306,7 +306,11 @@ def product_of(layer, image, known=False):
     traced = tf.function(gradients).get_concrete_function(
         tf.TensorSpec(shape, image.dtype)
     )
-    return traced(image), {op.type for op in traced.graph.get_operations()}
+    return traced(image), traced.graph.get_operations()
+
+
+def kinds_of(layer, image, known=False):
+    return {op.type for op in product_of(layer, image, known)[1]}
 
 
 @pytest.mark.parametrize(
@@ -326,14 +330,21 @@ def test_fc6_learns_by_products(monkeypatch, policy, away, adds_right, known):
     for each in (layer, plain):
         each.build(image.shape)
     plain.set_weights(layer.get_weights())
-    (found, kinds), (expected, others) = (
+    (found, operations), (expected, others) = (
         product_of(each, image, known) for each in (layer, plain)
     )
+    kinds, others = ({op.type for op in each} for each in (operations, others))
     gradients = {"Conv2DBackpropInput", "Conv2DBackpropFilter"}
-    assert "MatMul" in kinds and not kinds & gradients
     assert "MatMul" not in others and gradients < others
-    # So does float32 convolve, where the patches are known to be few: 4 x 2 x 2 <= 16.
+    # That at the kernel where the patches are known to be few: 4 x 2 x 2 <= 16.
+    assert kinds & gradients == (set() if known else {"Conv2DBackpropFilter"})
     assert ("Conv2D" in kinds) == (policy != "float32" or not known)
+    # In what each product is computed; one of float32 is the forward pass.
+    halves = policy == "mixed_bfloat16" and adds_right
+    products = [op for op in operations if op.type == "MatMul"]
+    for op in products:
+        assert op.get_attr("T") == (tf.bfloat16 if halves else tf.float32)
+    assert len(products) == 1 + known + (known and policy == "float32")
     for ours, theirs in zip(found, expected, strict=True):
         assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
 
@@ -352,7 +363,9 @@ def test_other_kernels_are_left_to_the_device(monkeypatch, settings):
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 1 + 9 * 8 if small else 1)
     layer = Conv2D(4, **settings)
     layer.build([1, 9, 9, 2])
-    assert "Conv2DBackpropInput" in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
+    found = kinds_of(layer, tf.ones([1, 9, 9, 2]), known=True)
+    assert "Conv2D" in found and "MatMul" not in found
+    assert {"Conv2DBackpropInput", "Conv2DBackpropFilter"} < found
 
 
 def test_it_is_fc6_that_learns_by_a_product():
@@ -405,9 +418,55 @@ def test_many_patches_are_left_to_the_device(monkeypatch):
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
     layer = Conv2D(16, 7, padding="same")
     layer.build([2, None, None, 8])
-    for width, alone in ((4, True), (5, False)):  # 2 x 2 x 4 cells are 16, as filters
-        kinds = product_of(layer, tf.ones([2, 2, width, 8]), known=True)[1]
-        assert ("Conv2D" not in kinds) == alone
+    for width, few in ((4, True), (5, False)):  # 2 x 2 x 4 cells are 16, as filters
+        kinds = kinds_of(layer, tf.ones([2, 2, width, 8]), known=True)
+        assert not few == ("Conv2D" in kinds) == ("Conv2DBackpropFilter" in kinds)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy):
+    """Else they are made with the forward pass, and kept through all of the step."""
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: True)
+    layer = Conv2D(16, 7, padding="same", activation="relu", dtype=policy)
+    layer.build([2, 2, 4, 8])
+    operations = product_of(layer, tf.ones([2, 2, 4, 8]), known=True)[1]
+    (at_kernel,) = (
+        op
+        for op in operations
+        if op.type == "MatMul" and op.outputs[0].shape == [7 * 7 * 8, 16]
+    )
+    (gradient,) = (op for op in operations if op.type == "ReluGrad")
+    cut = at_kernel.inputs[0].op.inputs[0].op
+    assert cut.type == "ConcatV2"
+    padded = cut.inputs[0].op.inputs[0].op
+    # The numbers of cells to pad with are made where the padding is, and wait for it.
+    made = [padded, *(tensor.op for tensor in padded.inputs)]
+    assert padded.type == "Pad"
+    assert any(gradient in op.control_inputs for op in made)
+
+
+def test_compiled_it_learns_by_products(monkeypatch):
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
+    image = tf.random.stateless_normal([2, 4, 2, 8], [1, 2])
+    layer = Conv2D(16, 7, padding="same")
+    plain = keras.layers.Conv2D(16, 7, padding="same")
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights(layer.get_weights())
+    results = []
+    for each in (layer, plain):
+
+        @tf.function(jit_compile=each is layer)
+        def gradients(image, each=each):
+            with tf.GradientTape() as tape:
+                tape.watch(image)
+                loss = tf.reduce_sum(each(image) ** 2)
+            return loss, *tape.gradient(loss, [image, each.kernel.value])
+
+        results.append(gradients(image))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_for_a_gpu_nothing_changes(monkeypatch):
@@ -415,9 +474,9 @@ def test_for_a_gpu_nothing_changes(monkeypatch):
     layer = Conv2D(4, 7, padding="same")
     layer.build([1, 9, 9, 2])
     with convolution.on_another_device():
-        assert "MatMul" not in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
+        assert "MatMul" not in kinds_of(layer, tf.ones([1, 9, 9, 2]), known=True)
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert "MatMul" not in product_of(layer, tf.ones([1, 9, 9, 2]))[1]
+    assert "MatMul" not in kinds_of(layer, tf.ones([1, 9, 9, 2]), known=True)
 
 
 # --- LeakyReLU ---------------------------------------------------------------

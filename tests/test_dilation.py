@@ -210,18 +210,14 @@ def device_with_gradients(monkeypatch):
     "size, rate",
     [(3, 9), (3, 15), (3, 24), (3, 40), (5, (8, 9)), ((1, 5), (2, 9)), ((5, 3), 8)],
 )
-@pytest.mark.parametrize("known", [True, False])
-def test_one_image_alone_is_made_of_products(known, size, rate, device_with_gradients):
+def test_one_image_alone_is_made_of_products(size, rate, device_with_gradients):
     theirs, ours = both(rate, size=size, padding="same")
-    shape = [1, 21, 30, 3]
-    traced = tf.function(lambda image: ours(image)).get_concrete_function(
-        tf.TensorSpec(shape if known else [1, None, None, 3])
-    )
+    image = tf.random.stateless_normal([1, 21, 30, 3], [1, 2])
+    traced = tf.function(lambda image: ours(image)).get_concrete_function(image)
     kinds = [op.type for op in traced.graph.get_operations()]
     assert "Conv2D" not in kinds
     assert kinds.count("MatMul") == np.prod(ours.kernel.shape[:2])
-    assert traced.output_shapes[-1] == 4
-    image = tf.random.stateless_normal(shape, [1, 2])
+    assert traced.output_shapes == [1, 21, 30, 4]
     np.testing.assert_allclose(traced(image), theirs(image), rtol=1e-4, atol=1e-4)
 
 
@@ -246,22 +242,35 @@ def test_its_products_leave_out_padding_and_copy_one_part_at_a_time(
 
 
 @pytest.mark.parametrize(
-    "batch, rate, dtype", [(2, 9, "float32"), (1, 4, "float32"), (1, 9, "bfloat16")]
+    "batch, width, rate, dtype",
+    [
+        (2, 14, 9, "float32"),
+        (1, 14, 4, "float32"),
+        (1, 14, 9, "bfloat16"),
+        (1, 15, 9, "float32"),
+    ],
 )
-def test_others_are_convolved_by_the_device(batch, rate, dtype, device_with_gradients):
+def test_others_are_convolved_by_the_device(
+    batch, width, rate, dtype, device_with_gradients, monkeypatch
+):
+    monkeypatch.setattr(dilation, "ALONE_UP_TO", 21 * 14)
     layer = DilatedConv2D(4, 3, dilation_rate=rate, padding="same", dtype=dtype)
     layer.build([None, None, None, 3])
-    image = tf.TensorSpec([batch, 21, 14, 3], dtype)
+    image = tf.TensorSpec([batch, 21, width, 3], dtype)
     traced = tf.function(lambda image: layer(image)).get_concrete_function(image)
     kinds = [op.type for op in traced.graph.get_operations()]
     assert kinds.count("Conv2D") == 1 and "MatMul" not in kinds
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_whether_it_is_alone_may_be_unknown(jit_compile, device_with_gradients):
+@pytest.mark.parametrize("sizes", [(None, None, None), (1, None, None), (None, 21, 30)])
+def test_whether_it_is_alone_may_be_unknown(
+    sizes, jit_compile, device_with_gradients, monkeypatch
+):
     """The graph of an export: it takes whatever way suits the images it gets."""
     theirs, ours = both(9, padding="same")
-    spec = tf.TensorSpec([None, None, None, 3], tf.float32)
+    spec = tf.TensorSpec([*sizes, 3], tf.float32)
+    monkeypatch.setattr(dilation, "ALONE_UP_TO", 21 * 30)
     run = tf.function(
         lambda image: ours(image), input_signature=[spec], jit_compile=jit_compile
     )
@@ -272,9 +281,10 @@ def test_whether_it_is_alone_may_be_unknown(jit_compile, device_with_gradients):
     }
     assert len(branches["Conv2D"]) == len(branches["MatMul"]) == 1
     assert branches["Conv2D"] != branches["MatMul"]
-    for batch in (1, 3):
-        image = tf.random.stateless_normal([batch, 21, 30, 3], [1, 2])
-        np.testing.assert_allclose(run(image), theirs(image), rtol=1e-4, atol=1e-4)
+    for shape in ([1, 21, 30], [3, 21, 30], [1, 21, 31], [1, 40, 33]):
+        if all(known in (None, size) for known, size in zip(sizes, shape, strict=True)):
+            image = tf.random.stateless_normal([*shape, 3], [1, 2])
+            np.testing.assert_allclose(run(image), theirs(image), rtol=1e-4, atol=1e-4)
 
 
 def behind(op):
