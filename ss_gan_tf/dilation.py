@@ -162,32 +162,27 @@ def _by_products(image, kernel, rates):
     """
     taps_down, taps_across, filters_in, filters_out = kernel.shape
     taps = tf.reshape(kernel, [-1, filters_in, filters_out])
-    size = height_width(image)
+    map_height, map_width = height_width(image)
     sums = []
     for across in range(taps_across):
         shift = rates[1] * (across - taps_across // 2)
-        columns, left_right = _met(size[1], shift)
+        columns, there_w = _overlap(map_width, map_width, shift)
         with tf.control_dependencies(sums[-1:]):
             part = image[0, :, columns] if shift else image[0]
         products = []
         for down in range(taps_down):
-            rows, above_below = _met(size[0], rates[0] * (down - taps_down // 2))
+            shift = rates[0] * (down - taps_down // 2)
+            rows, there_h = _overlap(map_height, map_height, shift)
             factor = tf.reshape(part[rows], [-1, filters_in])
             product = factor @ taps[down * taps_across + across]
             height, width = rows.stop - rows.start, columns.stop - columns.start
             product = tf.reshape(product, [height, width, filters_out])
-            products.append(tf.pad(product, [above_below, [0, 0], [0, 0]]))
-        sums.append(tf.pad(tf.add_n(products), [[0, 0], left_right, [0, 0]]))
+            around = [there_h.start, map_height - there_h.stop]
+            products.append(tf.pad(product, [around, [0, 0], [0, 0]]))
+        around = [there_w.start, map_width - there_w.stop]
+        sums.append(tf.pad(tf.add_n(products), [[0, 0], around, [0, 0]]))
     out = tf.add_n(sums)[tf.newaxis]
     return tf.ensure_shape(out, [1, *image.shape[1:3], filters_out])
-
-
-def _met(size, shift):
-    """Where u + shift is on an axis: those cells, how many u lie before and after."""
-    before = tf.minimum(max(0, -shift), size)
-    after = tf.minimum(max(0, shift), size - before)
-    start = before + shift
-    return slice(start, start + size - before - after), [before, after]
 
 
 def _in_parts(image, kernel, rates):
@@ -259,13 +254,12 @@ def _at_kernel(image, gradient, shape, rates, before):
     made of are copies.
     """
     height, width, filters_in, filters_out = shape
+    heights, widths = zip(height_width(image), height_width(gradient), strict=True)
     products = []
     for row in range(height):
-        here_h, there_h = _overlap(image, gradient, 1, row * rates[0] - before[0])
+        here_h, there_h = _overlap(*heights, row * rates[0] - before[0])
         for column in range(width):
-            here_w, there_w = _overlap(
-                image, gradient, 2, column * rates[1] - before[1]
-            )
+            here_w, there_w = _overlap(*widths, column * rates[1] - before[1])
             with tf.control_dependencies(products[-1:]):
                 parts = image[:, here_h, here_w], gradient[:, there_h, there_w]
             products.append(
@@ -278,11 +272,16 @@ def _at_kernel(image, gradient, shape, rates, before):
     return tf.reshape(tf.stack(products), shape)
 
 
-def _overlap(image, gradient, axis, shift):
-    """The parts of both along an axis where image[u + shift] meets gradient[u]."""
-    start = max(0, -shift)
-    stop = tf.minimum(tf.shape(gradient)[axis], tf.shape(image)[axis] - shift)
-    stop = tf.maximum(start, stop)  # empty where the kernel reaches beyond the map
+def _overlap(size, out_size, shift):
+    """Along an axis, where u + shift is on the map: these cells, and those u.
+
+    Args:
+        size: of the map, a number or a scalar tensor.
+        out_size: how many u there are.
+        shift: in cells.
+    """
+    start = tf.minimum(max(0, -shift), out_size)
+    stop = tf.maximum(start, tf.minimum(out_size, size - shift))  # it may lead beyond
     return slice(start + shift, stop + shift), slice(start, stop)
 
 

@@ -1,7 +1,6 @@
 """The tables of speed in WORKSPACE.md are those of docs/results/benchmarks."""
 
 import json
-import math
 import pathlib
 import re
 
@@ -128,17 +127,10 @@ def test_the_steps_against_their_targets(arm):
         assert "; ".join(map(in_words, values)) in cell, values
 
 
-def within_noise(arm, precision):
-    """What the control may be of phase 1: a twentieth more, or what rounds share."""
-    found = by_phase(f"step-{arm}", "ours, jit off", "seconds")[precision]
-    overlap = found["control"]["lowest"] <= found["phase1"]["highest"]
-    return math.inf if overlap else 1.05
-
-
 def test_phases_against_phase_1():
     ratios = {arm: told(f"step-{arm}", "to_phase1") for arm in ("vgg16", "resnet50")}
     for phase, number, bounds in (
-        ("control", 1, [within_noise(arm, p) for arm in ratios for p in PRECISIONS]),
+        ("control", 1, [1.05] * 4),  # "noise"
         ("adversarial", 2, [1.4, 1.4, 1.25, 1.25]),
     ):
         values = [of[number] for arm in ratios.values() for of in arm]
