@@ -89,8 +89,11 @@ def write_report(
 
     Raises:
         FileNotFoundError: a named folder holds no run or no study.
+        NotADirectoryError: output_dir is a file.
         ValueError: a file is damaged, or two runs have the same place.
     """
+    if os.path.isfile(output_dir):
+        raise NotADirectoryError(f"output_dir is a file: {output_dir}")
     found, facts = [comparison.read_result(path) for path in runs], None
     if study_dir:
         facts = study.read_study(study_dir)

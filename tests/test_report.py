@@ -194,6 +194,13 @@ def test_pictures_are_those_of_the_rule(runs, tmp_path, monkeypatch):
     assert [p.name[-6:] for p in blocks[0].pictures] == ["-0.jpg", "-1.png"]
 
 
+def test_a_file_in_place_of_the_folder_is_refused_first(tmp_path):
+    (tmp_path / "REPORT").write_text("notes")
+    with pytest.raises(NotADirectoryError, match="output_dir is a file: .*REPORT"):
+        write_report(str(tmp_path / "REPORT"), study_dir=str(tmp_path / "missing"))
+    assert (tmp_path / "REPORT").read_text() == "notes"
+
+
 def test_what_cannot_be_reported_is_one_line(runs, tmp_path):
     out = str(tmp_path / "r")
     with pytest.raises(FileNotFoundError, match="no run here"):
