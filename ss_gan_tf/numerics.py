@@ -26,11 +26,13 @@ from ss_gan_tf.results import read_json
 from ss_gan_tf.train import train
 
 REFERENCE = "float32"
-ROUNDED, NUDGED = "float32-rounded", "float32-nudged"  # yardsticks
+# Yardsticks: weights of G rounded to bfloat16, or each its larger or smaller neighbour.
+ROUNDED = "float32-rounded"
+NUDGES = {"float32-nudged": np.inf, "float32-nudged-down": -np.inf}
 VARIANTS = {
     REFERENCE: {"precision": "float32", "jit_compile": "off"},
     ROUNDED: {"precision": "float32", "jit_compile": "off"},
-    NUDGED: {"precision": "float32", "jit_compile": "off"},
+    **{name: {"precision": "float32", "jit_compile": "off"} for name in NUDGES},
     "bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
     "float32-xla": {"precision": "float32", "jit_compile": "on"},
     "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
@@ -56,7 +58,8 @@ TOLERANCES = {
 # bfloat16 is. That it is the same run, its float32 says by keeping to that tolerance.
 # And in some the last bit of the weights leads further away than float32's tolerance:
 # another order of sums may, in a step, be off by so many times what that bit did there
-# or before.
+# or before, upwards or downwards, whichever did more. One nudge alone has a chance of
+# its own to end up near float32.
 FACTOR = 1.5
 _ORDERS_OF_SUMS = ("float32-xla", "torch-float32")
 _PRECISIONS = ("float32", "bfloat16")
@@ -81,8 +84,8 @@ def run_variants(
         variants: keys of `VARIANTS`; float32 is always run, and what a variant is
             held against or what may widen its tolerance. Nothing is asked of
             yardsticks: `float32-rounded` shows what a tolerance means there,
-            `float32-nudged` widens that of float32-xla and torch-float32, and
-            `torch-bfloat16` that of bfloat16 (`FACTOR`).
+            `float32-nudged` and `float32-nudged-down` widen that of float32-xla and
+            torch-float32, and `torch-bfloat16` that of bfloat16 (`FACTOR`).
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
@@ -105,7 +108,7 @@ def run_variants(
         raise ValueError("guard=True: must be off, it leaves out what is not finite")
     wanted = set(variants) | {REFERENCES[v] for v in variants if v in REFERENCES}
     if wanted.intersection(_ORDERS_OF_SUMS):
-        wanted.add(NUDGED)
+        wanted.update(NUDGES)
     of_torch = sorted(v for v in wanted if v.startswith("torch"))
     if of_torch and make_torch_stages is None:
         raise ValueError(f"variants={','.join(of_torch)}: PyTorch's stages are missing")
@@ -114,8 +117,10 @@ def run_variants(
     plan += [(v, config.seed) for v in VARIANTS if v in wanted and v != REFERENCE]
     makers = dict.fromkeys(of_torch, make_torch_stages) | {
         ROUNDED: functools.partial(_stages_from, _rounded),
-        NUDGED: functools.partial(_stages_from, _nudged),
     }
+    for nudge, towards in NUDGES.items():
+        change = functools.partial(_nudged, towards)
+        makers[nudge] = functools.partial(_stages_from, change)
     places = {run: os.path.join(workdir, "-".join(map(str, run))) for run in plan}
     kept = all(os.path.exists(f"{place}.json") for place in places.values())
     digests = _digests(config, data_dir, kept, report)
@@ -159,9 +164,9 @@ def _rounded(weights):
     return tf.cast(tf.cast(weights, tf.bfloat16), tf.float32)
 
 
-def _nudged(weights):
-    """The next larger numbers of float32."""
-    return tf.math.nextafter(weights, tf.fill(tf.shape(weights), float("inf")))
+def _nudged(towards, weights):
+    """The next numbers of float32 on the way to that one."""
+    return tf.math.nextafter(weights, tf.fill(tf.shape(weights), float(towards)))
 
 
 def _run(config, digests, data_dir, place, make_stages):
@@ -302,19 +307,17 @@ def _allowed(off, variant, loss):
     """Of each step, one number or [T], and of their mean."""
     tolerance, nothing = TOLERANCES[variant], np.zeros(1)
     if variant in _ORDERS_OF_SUMS:
-        yardstick = off.get((NUDGED, loss), nothing)
-        steps = np.maximum.accumulate(yardstick)
+        nudges = [off.get((nudge, loss), nothing) for nudge in NUDGES]
+        steps = np.maximum.accumulate(functools.reduce(np.maximum, nudges))
+        mean = max(nudge.mean() for nudge in nudges)
     else:
         peer, yardstick = (
             off.get((f"torch-{kind}", loss), nothing) for kind in _PRECISIONS
         )
         if peer.max() > tolerance or peer.mean() > tolerance / 3:
             yardstick = nothing  # PyTorch's is another run
-        steps = yardstick.max()
-    return (
-        np.maximum(tolerance, FACTOR * steps),
-        max(tolerance / 3, FACTOR * yardstick.mean()),
-    )
+        steps, mean = yardstick.max(), yardstick.mean()
+    return np.maximum(tolerance, FACTOR * steps), max(tolerance / 3, FACTOR * mean)
 
 
 def _lengths(run):

@@ -1,6 +1,7 @@
 """What is compared with what, and that an equal run is equal."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -16,6 +17,7 @@ from ss_gan_tf import numerics
 from ss_gan_tf.config import Config
 
 VARIANTS = ["float32-rounded", "bfloat16"]
+UP_AND_DOWN = [(numerics._nudged, np.inf), (numerics._nudged, -np.inf)]
 
 
 def run(*losses, miou):
@@ -82,11 +84,23 @@ def test_yardsticks_start_from_changed_weights(monkeypatch):
     kernel, bias = generator.get_weights()
     assert kernel.ravel().tolist() == [1 + 2**-7, 1]  # bfloat16 has seven bits
     assert bias.dtype == np.float32 and abs(bias / -3e38 - 1) < 2**-8
-    generator.set_weights([np.array([[1], [-1]]), np.zeros(1)])
-    numerics._stages_from(numerics._nudged, *given)
-    kernel, bias = generator.get_weights()
-    assert kernel.ravel().tolist() == [1 + 2**-23, -1 + 2**-24]  # float32 has 23
-    assert bias.dtype == np.float32 and 0 < bias < 1e-37
+    up, down = numerics.NUDGES.values()
+    for towards, expected in (
+        (up, [1 + 2**-23, -1 + 2**-24]),  # float32 has 23 bits
+        (down, [1 - 2**-24, -1 - 2**-23]),
+    ):
+        generator.set_weights([np.array([[1], [-1]]), np.zeros(1)])
+        change = functools.partial(numerics._nudged, towards)
+        numerics._stages_from(change, *given)
+        kernel, bias = generator.get_weights()
+        assert kernel.ravel().tolist() == expected
+        assert bias.dtype == np.float32 and 0 < bias * np.sign(towards) < 1e-37
+
+
+def change_of(make_stages):
+    """What it does to G's weights: a function, or one with the arguments it has."""
+    (change,) = getattr(make_stages, "args", [None])
+    return (change.func, *change.args) if hasattr(change, "args") else change
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +158,7 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
 
     def train(config, data_dir, workdir, progress, make_stages):
         made.append(config)
-        changes.append(*getattr(make_stages, "args", [None]))
+        changes.append(change_of(make_stages))
         (tmp_path / workdir).mkdir(parents=True)
         for step in (1, 2):
             progress("phase1", step, 2, {"loss/mce": 1.0 / step, "gradient/x": 5.0})
@@ -161,19 +175,20 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
         ("float32", "off", 4, 1),
         ("float32", "off", 3, 1),
         ("float32", "off", 3, 1),
+        ("float32", "off", 3, 1),
         ("mixed_bfloat16", "off", 3, 1),
         ("float32", "on", 3, 1),
     ]
-    # The one that may widen XLA's tolerance runs beside it unasked.
-    assert changes == [None, None, numerics._rounded, numerics._nudged, None, None]
-    assert [row["loss"] for row in result["rows"]] == ["phase1 mce"] * 4
-    assert result["rows"][0]["float32"] == 0.75 and len(lines) == 6
+    # The two that may widen XLA's tolerance run beside it unasked.
+    assert changes == [None, None, numerics._rounded, *UP_AND_DOWN, None, None]
+    assert [row["loss"] for row in result["rows"]] == ["phase1 mce"] * 5
+    assert result["rows"][0]["float32"] == 0.75 and len(lines) == 7
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "bfloat16-3.json", "float32-3.json", "float32-4.json", "float32-nudged-3.json",
-        "float32-rounded-3.json", "float32-xla-3.json",
+        "float32-nudged-down-3.json", "float32-rounded-3.json", "float32-xla-3.json",
     ]  # fmt: skip
     fewer = numerics.run_variants(config, "DATA", str(tmp_path), VARIANTS, 2)
-    assert fewer["rows"] == [result["rows"][n] for n in (0, 2)] and len(made) == 6
+    assert fewer["rows"] == [result["rows"][n] for n in (0, 3)] and len(made) == 7
     other = dataclasses.replace(config, crop_size=321)
     with pytest.raises(ValueError, match="other settings"):
         numerics.run_variants(other, "DATA", str(tmp_path), ["bfloat16"], 2)
@@ -338,6 +353,7 @@ def test_bfloat16_may_be_off_as_far_as_pytorchs_is(
     assert rows["torch-float32"]["allowed"] == pytest.approx([0.02, 0.02 / 3])
 
 
+@pytest.mark.parametrize("nudge", numerics.NUDGES)
 @pytest.mark.parametrize("variant", ["float32-xla", "torch-float32"])
 @pytest.mark.parametrize(
     "off, nudged, allowed, step",
@@ -352,7 +368,7 @@ def test_bfloat16_may_be_off_as_far_as_pytorchs_is(
     ],
 )
 def test_another_order_of_sums_may_be_off_as_the_last_bit_is(
-    variant, off, nudged, allowed, step
+    nudge, variant, off, nudged, allowed, step
 ):
     def with_loss_d(losses):
         return run(*losses, miou=0.5) | {
@@ -366,7 +382,7 @@ def test_another_order_of_sums_may_be_off_as_the_last_bit_is(
         ("bfloat16", 0): with_loss_d(one + 0.061),
     }
     if nudged is not None:
-        runs["float32-nudged", 0] = with_loss_d(one - nudged)
+        runs[nudge, 0] = with_loss_d(one - nudged)
     result = numerics.compare(runs, 0)
     rows = {(row["variant"], row["loss"]): row for row in result["rows"]}
     row = rows[variant, "phase1 mce"]
@@ -378,7 +394,27 @@ def test_another_order_of_sums_may_be_off_as_the_last_bit_is(
     if step:
         assert f"% | **outside** from step {step} |" in numerics.format_table(result)
     if nudged is not None:
-        assert rows["float32-nudged", "phase1 mce"]["within"] is None
+        assert rows[nudge, "phase1 mce"]["within"] is None
+
+
+def test_of_two_nudges_the_larger_counts_in_each_step_and_in_the_mean():
+    one = np.ones(4)
+    off = {
+        "float32-nudged": [0, 0.04, 0.02, 0.02],
+        "float32-nudged-down": [0.02, 0, 0.04, 0.10],
+        "float32-xla": [0.029, 0.059, 0.059, 0.149],
+    }
+    runs = {(name, 0): run(*(one + by), miou=0.5) for name, by in off.items()}
+    runs = {("float32", 0): run(*one, miou=0.5)} | runs
+    row = numerics.compare(runs, 0)["rows"][-1]
+    assert row["allowed"] == pytest.approx([0.15, 0.06]) and row["outside_from"] is None
+    assert row["within"] is False and row["mean"] == pytest.approx(0.074)
+    for step, by in enumerate([0.031, 0.061, 0.061, 0.151]):
+        losses = runs["float32-xla", 0]["losses"]["phase1 mce"]
+        changed = [1 + by if at == step else loss for at, loss in enumerate(losses)]
+        runs["float32-xla", 0] = run(*changed, miou=0.5)
+        assert numerics.compare(runs, 0)["rows"][-1]["outside_from"] == step + 1
+        runs["float32-xla", 0] = run(*losses, miou=0.5)
 
 
 def test_a_mean_beyond_what_the_last_bit_does_is_outside():
@@ -407,6 +443,7 @@ def test_what_a_variant_is_held_against_runs_too(monkeypatch, tmp_path):
         numerics.run_variants(*given)
     assert not made
     numerics.run_variants(*given, make_torch_stages=print)
-    assert made[3:] == [("float32", print), ("mixed_bfloat16", print)]
-    assert all(maker is not print for _, maker in made[:3])
-    assert made[2][1].args == (numerics._nudged,)  # what widens torch-float32's
+    assert made[4:] == [("float32", print), ("mixed_bfloat16", print)]
+    assert all(maker is not print for _, maker in made[:4])
+    # What widens torch-float32's.
+    assert [change_of(maker) for _, maker in made[2:4]] == UP_AND_DOWN
