@@ -152,7 +152,7 @@ def define_memory_flag():
     flags.DEFINE_bool(
         "keep_freed_memory",
         True,
-        "On a CPU, for the next step: faster. Without, a step takes less memory.",
+        "On a CPU, for the next step: faster. Without, a process takes less memory.",
     )
 
 

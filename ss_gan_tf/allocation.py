@@ -12,15 +12,14 @@ import sys
 
 # mallopt's parameters, from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-_LARGEST = 2**31 - 1
+_NEVER = -1  # of _TRIM_THRESHOLD, mallopt(3); a number would be 2 GiB at the most
 
 
 def keep_freed_memory() -> bool:
     """Tells glibc to hand large blocks out again; call it before TensorFlow works.
 
-    The process then holds on to the most that it ever had at once, up to 2 GiB that
-    lie free at the end of its memory, which is what it needs again in the next step.
-    Numbers do not change.
+    The process then holds on to the most that it ever had at once, which is what it
+    needs again in the next step. Numbers do not change.
 
     Returns:
         Whether glibc took the settings: False where the C library is another one. They
@@ -34,7 +33,7 @@ def keep_freed_memory() -> bool:
         # (The threshold itself cannot be set above 32 MB in every glibc, and an
         # attempt that fails leaves it at 128 kB.)
         _MMAP_MAX: 0,
-        _TRIM_THRESHOLD: _LARGEST,
+        _TRIM_THRESHOLD: _NEVER,
         _TOP_PAD: 64 * 2**20,
         # A further arena is at most 64 MB large and sends the rest to the system.
         _ARENA_MAX: 1,

@@ -48,6 +48,29 @@ def test_the_second_time_no_page_is_new():
     assert pages(keep=True) < 200
 
 
+# Takes and frees 3 GiB, of which no page is touched, and prints how many bytes the
+# process' memory ends earlier then.
+END = """
+import ctypes
+from ss_gan_tf.allocation import keep_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+block = libc.malloc(ctypes.c_size_t(3 << 30))
+assert block
+end = libc.sbrk(0)
+libc.free(ctypes.c_void_p(block))
+print(end - libc.sbrk(0))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux'")
+def test_what_lies_free_at_the_end_stays_however_large():
+    done = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 0
+
+
 def test_it_needs_no_threshold_that_some_versions_of_glibc_refuse(monkeypatch):
     """M_MMAP_THRESHOLD is -3; half of the largest heap, 32 MB, was its limit once."""
     asked = {}
