@@ -199,6 +199,18 @@ def test_figures_of_the_other_files_in_the_targets():
     assert text.format(*memory, *(row["to_peer"] for row in ours)) in PAGE
 
 
+def test_ratios_since_memory_stays_however_much():
+    ours = rows("step-vgg16-avx2-alone")
+    of_phase = {row["phase"]: row for row in ours}
+    for phase in ("control", "adversarial"):
+        start = f"| {phase} / phase 1 | "
+        (line,) = [line for line in PAGE.splitlines() if line.startswith(start)]
+        said = f"{of_phase[phase]['to_phase1']:.2f} in `step-vgg16-avx2-alone.json`"
+        assert said in line
+    peaks = (f"{of_phase[phase]['peak_memory'] / 1e9:.2f}" for phase in PHASES)
+    assert "({}, {} and {} GB)".format(*peaks) in PAGE
+
+
 # --- On paper ----------------------------------------------------------------
 
 ARMS = ("vgg16", "vgg16_g", "resnet50", "resnet50_g")
