@@ -18,8 +18,8 @@ _NEVER = -1  # of _TRIM_THRESHOLD, mallopt(3); a number would be 2 GiB at the mo
 def keep_freed_memory() -> bool:
     """Tells glibc to hand large blocks out again; call it before TensorFlow works.
 
-    The process then holds on to the most that it ever had at once, which is what it
-    needs again in the next step. Numbers do not change.
+    The process then keeps all that it ever took from the system, room between blocks
+    included, until it ends: the next step needs it again. Numbers do not change.
 
     Returns:
         Whether glibc took the settings: False where the C library is another one. They
