@@ -7,12 +7,12 @@ Takes the flags of `experiments.train`, without those that it sets itself: preci
 jit_compile, log_every. Dropout has to be 0: XLA may draw other masks. The guard has to
 be off: it leaves out losses that are not finite.
 
-Three are yardsticks, of which nothing is asked: float32-rounded is float32 from weights
-of G that were rounded to bfloat16 once, float32-nudged and float32-nudged-down from the
-next larger and smaller numbers of float32 (one unit in the last place). These two run
-beside XLA and PyTorch's float32: each is another order of sums and may be off, in each
-step, by one and a half times the most that either was off up to there, where that is
-beyond its own tolerance.
+Three of ours are yardsticks, of which nothing is asked: float32-rounded is float32 from
+weights of G that were rounded to bfloat16 once, float32-nudged and float32-nudged-down
+from the next larger and smaller numbers of float32 (one unit in the last place). These
+two run beside XLA and PyTorch's float32: each is another order of sums and may be off,
+in each step, by one and a half times the most that either was off up to there, where
+that is beyond its own tolerance.
 
 torch-float32 and torch-bfloat16 (extra `peers`) are the same run with steps in PyTorch:
 whether a second implementation has the same losses, and what its bfloat16 does to them.
