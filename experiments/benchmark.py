@@ -3,9 +3,9 @@ r"""Measures speed on this machine; nothing else here promises any.
 python -m experiments.benchmark --what=input
 
 prints the machine, then one or more tables with the median and the range of
-interleaved rounds. --json=FILE keeps all of it, from the first finished table on.
---what=all at full width takes tens of minutes on two cores. --show=FILE prints such a
-file again.
+interleaved rounds. --json=FILE keeps all of it, from the first finished precision, size
+or data set on. --what=all at full width takes tens of minutes on two cores. --show=FILE
+prints such a file again, and what one holds that was stopped before its end.
 """
 
 import importlib
@@ -75,14 +75,13 @@ def show(path: str) -> str:
         Its machine and tables, Markdown.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not of a measurement, or not of all that was asked for.
+        ValueError: the file cannot be read, or is not of a measurement.
     """
     try:
         found = strict_json.read(path)
-        if not found.get("finished", True):  # not always told
-            raise ValueError("the measurement was stopped before its end")
         parts = [machine.format_machine(found["machine"])]
+        if not found.get("finished", True):  # not always told
+            parts[0] += "\nstopped before its end"
         if "flags" in found:  # not always told
             parts[0] += "\n" + " ".join(found["flags"])
         for name, result in found["results"].items():
@@ -91,6 +90,8 @@ def show(path: str) -> str:
         raise ValueError(
             f"{path}: was not written by this program: {error!r}"
         ) from error
+    except OSError as error:
+        raise ValueError(f"show={path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return "\n\n".join(parts)
@@ -133,7 +134,8 @@ def benchmark(
     Args:
         what: a key of `MODULES`, or "all".
         values: the parsed flags.
-        keep: called with what there is, after each measurement.
+        keep: called with what there is, after each measurement and the parts of it
+            that are finished before.
 
     Returns:
         JSON-ready: "machine", "flags" as they were given, "results" with one entry for
@@ -155,7 +157,12 @@ def benchmark(
     print(machine.format_machine(result["machine"]))
     for name in names:
         print(f"\n--- {name} ---", flush=True)
-        result["results"][name] = MODULES[name].run(values)
+
+        def keep_part(part, name=name):
+            result["results"][name] = part
+            keep(result)
+
+        result["results"][name] = MODULES[name].run(values, keep_part)
         result["finished"] = list(result["results"]) == names
         keep(result)
         print(MODULES[name].format(result["results"][name]), flush=True)

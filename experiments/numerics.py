@@ -36,7 +36,7 @@ if "tensorflow" not in sys.modules:
 import tensorflow as tf
 from absl import app, flags
 
-from experiments.benchmarks import peers
+from experiments.benchmarks import outputs, peers
 from experiments.flags import (
     config_from_flags,
     define_config_flags,
@@ -91,6 +91,7 @@ def main(argv):
 
             torch_run.check(config)
             make_torch_stages = torch_run.make_stages
+        outputs.make_folder("workdir", FLAGS.workdir)
         result = run_variants(
             config,
             FLAGS.data_dir,

@@ -285,6 +285,32 @@ def test_the_program_ends_with_one_line(
     assert "\n" not in exit_.value.code
 
 
+def test_the_program_names_a_folder_that_is_a_file(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    settings = {"data_dir": "DATA", "workdir": f"{tmp_path}/file", "num_seeds": 2}
+    given = types.SimpleNamespace(variants=[], **settings)
+    monkeypatch.setattr(program, "FLAGS", given)
+    monkeypatch.setattr(program, "_config_from_flags", Config)
+    for name in ("show_own_messages", "keep_freed_memory"):
+        monkeypatch.setattr(program, name, lambda: None)
+    with pytest.raises(SystemExit) as exit_:
+        program.main([""])
+    told = f"error: workdir={tmp_path}/file: is no folder that can be written into, "
+    assert exit_.value.code.startswith(told) and "Errno" not in exit_.value.code
+
+
+@pytest.mark.parametrize("off, within", [(0.0, True), (0.01, True), (0.1, False)])
+def test_a_loss_that_is_0_in_every_step_is_held_against_the_tolerance_itself(
+    off, within
+):
+    runs = {
+        ("float32", 0): run(0.0, 0.0, miou=0.5),
+        ("bfloat16", 0): run(off, 0.0, miou=0.5),
+    }
+    (row,) = numerics.compare(runs, 0)["rows"]
+    assert row["largest"] == off and row["within"] is within
+
+
 @pytest.mark.parametrize("off, code", [(0.03, None), (0.5, 2)])
 def test_the_exit_code_is_that_of_the_variants(monkeypatch, tmp_path, off, code):
     runs = {

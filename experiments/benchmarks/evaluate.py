@@ -10,6 +10,7 @@ up.
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -38,11 +39,14 @@ def define_flags():
     )
 
 
-def run(values: flags.FlagValues) -> dict[str, Any]:
+def run(
+    values: flags.FlagValues, keep: Callable[[dict[str, Any]], None] = lambda part: None
+) -> dict[str, Any]:
     """Draws, prepares and measures.
 
     Args:
         values: the parsed flags.
+        keep: called with the result up to then, after each row.
 
     Returns:
         "settings", and "rows" with seconds of "evaluate" and "network" for all images,
@@ -54,17 +58,16 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
         ValueError: `data_prep.prepare` refuses them, or a measured process failed.
     """
     settings = {"arm": values.arm, "width": values.eval_width}
+    result = {"settings": settings | {"repeats": values.repeats}, "rows": []}
     with contextlib.ExitStack() as stack:
         folder = values.bench_dir or stack.enter_context(tempfile.TemporaryDirectory())
         data_dir = draw(pathlib.Path(folder).resolve() / "evaluate")
-        rows = [
-            _measure(settings | row, data_dir, values.repeats)
-            for metrics in values.eval_metrics
-            for row in (
-                {"data": name, "mode": mode, "metrics": metrics} for name, mode in ROWS
-            )
-        ]
-    return {"settings": settings | {"repeats": values.repeats}, "rows": rows}
+        for metrics, (name, mode) in itertools.product(values.eval_metrics, ROWS):
+            row = {"data": name, "mode": mode, "metrics": metrics}
+            measured = _measure(settings | row, data_dir, values.repeats)
+            result["rows"].append(measured)
+            keep(result)
+    return result
 
 
 def draw(root: pathlib.Path) -> str:

@@ -12,10 +12,7 @@ _CONVOLUTIONS = {
     "Conv2DBackpropFilter": (("out", 0), ("in", 2)),
 }
 _PRODUCTS = ("MatMul", "BatchMatMulV2")
-# Operations that hold work which is not seen from outside.
-_CLOSED = ("While", "StatelessWhile", "If", "StatelessIf")
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-_WORK = {*_CONVOLUTIONS, *_PRODUCTS, "Einsum", *_CLOSED, *_CALLS}
+_WORK = {*_CONVOLUTIONS, *_PRODUCTS, "Einsum"}
 
 
 def count_flops(function) -> int:
@@ -31,16 +28,32 @@ def count_flops(function) -> int:
         Operations of one call.
 
     Raises:
-        ValueError: a shape is not known, or work hides in an operation of another
-            kind that this function does not open (a loop, a branch with work in it).
+        ValueError: a shape is not known, or an operation (a branch, a loop, a call)
+            holds a function with work in it, which is not opened.
     """
     library = function.graph.as_graph_def().library.function
-    kinds = {f.signature.name: {node.op for node in f.node_def} for f in library}
-    idle = {name for name, found in kinds.items() if not found & _WORK}
-    return sum(_flops_of(op, idle) for op in function.graph.get_operations())
+    bodies = {f.signature.name: f.node_def for f in library}
+    working = {name for name in bodies if _works(bodies, name)}
+    return sum(_flops_of(op, working) for op in function.graph.get_operations())
 
 
-def _flops_of(op: tf.Operation, idle: set[str]) -> int:
+def _works(bodies, name):
+    """Whether there is work in a function, or in one that it calls."""
+    return any(
+        node.op in _WORK or any(_works(bodies, inner) for inner in _held_by(node))
+        for node in bodies[name]
+    )
+
+
+def _held_by(node):
+    """Names of the functions that an operation may run."""
+    for attribute in node.attr.values():
+        for function in (attribute.func, *attribute.list.func):
+            if function.name:
+                yield function.name
+
+
+def _flops_of(op: tf.Operation, working: set[str]) -> int:
     if op.type in _CONVOLUTIONS:
         kernel, out = (_shape(op, *place) for place in _CONVOLUTIONS[op.type])
         return 2 * math.prod(out) * math.prod(kernel[:3])
@@ -54,11 +67,7 @@ def _flops_of(op: tf.Operation, idle: set[str]) -> int:
         for index, term in enumerate(terms):
             sizes |= dict(zip(term, _shape(op, "in", index), strict=True))
         return 2 * math.prod(sizes.values()) if len(terms) > 1 else 0
-    if op.type in ("If", "StatelessIf"):
-        branches = {op.get_attr(f"{way}_branch").name for way in ("then", "else")}
-        if branches <= idle:
-            return 0
-    if op.type in _CLOSED:
+    if working.intersection(_held_by(op.node_def)):
         raise ValueError(f"{op.name}: the work in {op.type} is not counted")
     return 0
 

@@ -8,6 +8,7 @@ probabilities; each has a process of its own.
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,14 @@ def check(values: flags.FlagValues):
         peers.require_cpu()
 
 
-def run(values: flags.FlagValues) -> dict[str, Any]:
+def run(
+    values: flags.FlagValues, keep: Callable[[dict[str, Any]], None] = lambda part: None
+) -> dict[str, Any]:
     """Times one image at a time.
 
     Args:
         values: the parsed flags.
+        keep: called with the result up to then, after each size.
 
     Returns:
         "settings", and "rows" with seconds, images_per_second, peak_memory of the
@@ -56,7 +60,7 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     check(values)
     with_peers = values.peer == "torch"
     settings = {name: getattr(values, name) for name in ("arm", "num_classes", "width")}
-    rows = []
+    result = {"settings": settings | {"repeats": values.repeats}, "rows": []}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         spec = settings | {"folder": folder, "sizes": values.image_size}
         export = spec | {"peers": with_peers}
@@ -75,22 +79,21 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
                 for library, worker in running.items()
             }
             seconds = timing.interleave(variants, values.repeats)
-            for library, times in seconds.items():
-                spread = timing.spread(times)
-                rows.append(
+            spreads = {name: timing.spread(times) for name, times in seconds.items()}
+            for library, spread in spreads.items():
+                peer = spreads.get("torch")
+                result["rows"].append(
                     {
                         "library": library,
                         "size": size,
                         "seconds": spread,
                         "images_per_second": 1 / spread["median"],
                         "peak_memory": running[library].peak_memory(),
+                        "to_peer": peer and spread["median"] / peer["median"],
                     }
                 )
-    medians = {(row["library"], row["size"]): row["seconds"]["median"] for row in rows}
-    for row in rows:
-        peer = medians.get(("torch", row["size"]))
-        row["to_peer"] = peer and row["seconds"]["median"] / peer
-    return {"settings": settings | {"repeats": values.repeats}, "rows": rows}
+            keep(result)
+    return result
 
 
 def format(result: dict[str, Any]) -> str:

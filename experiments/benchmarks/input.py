@@ -81,21 +81,30 @@ def define_flags():
     )
 
 
-def run(flags_values: flags.FlagValues) -> dict[str, Any]:
+def run(
+    flags_values: flags.FlagValues,
+    keep: Callable[[dict[str, Any]], None] = lambda part: None,
+) -> dict[str, Any]:
     """Measures both data sets; see `measure`."""
     if flags_values.bench_dir:
-        return measure(CASES, flags_values.repeats, flags_values.bench_dir)
+        return measure(CASES, flags_values.repeats, flags_values.bench_dir, keep)
     with tempfile.TemporaryDirectory() as folder:
-        return measure(CASES, flags_values.repeats, folder)
+        return measure(CASES, flags_values.repeats, folder, keep)
 
 
-def measure(cases: Sequence[Case], repeats: int, folder: str) -> dict[str, Any]:
+def measure(
+    cases: Sequence[Case],
+    repeats: int,
+    folder: str,
+    keep: Callable[[dict[str, Any]], None] = lambda part: None,
+) -> dict[str, Any]:
     """Draws, prepares and measures.
 
     Args:
         cases: What to measure.
         repeats: Rounds of each.
         folder: Gets the files; what already lies there is used.
+        keep: Called with the result up to then, after each case.
 
     Returns:
         "settings" and one of "rows" for each case, with examples per second.
@@ -110,12 +119,13 @@ def measure(cases: Sequence[Case], repeats: int, folder: str) -> dict[str, Any]:
     sizes = {case.name: draw_source(case, source) for case in cases}
     prepare(source, data, cases)
     prepared = input_pipeline.open_dataset("folder", str(data))
-    rows = []
+    settings = {"repeats": repeats, "seed": SEED, "batch_size": BATCH_SIZE}
+    result = {"settings": settings, "rows": []}
     for case in cases:
         rates = _rates(prepared, case, repeats)
         files = prepared.builder.info.splits[case.name].filepaths
         stored = sum(os.stat(file).st_size for file in files)
-        rows.append(
+        result["rows"].append(
             dataclasses.asdict(case)
             | sizes[case.name]
             | {
@@ -124,8 +134,8 @@ def measure(cases: Sequence[Case], repeats: int, folder: str) -> dict[str, Any]:
                 "ratio": rates["pipeline"]["median"] / rates["decode"]["median"],
             }
         )
-    settings = {"repeats": repeats, "seed": SEED, "batch_size": BATCH_SIZE}
-    return {"settings": settings, "rows": rows}
+        keep(result)
+    return result
 
 
 def format(result: dict[str, Any]) -> str:

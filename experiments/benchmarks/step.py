@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.benchmarks import peers, step_rows
+from experiments.benchmarks import outputs, peers, step_rows
 from experiments.benchmarks.step_rows import KEEPS, PHASES, PRODUCT_SIZE, drawn_batch
 from experiments.flags import refuse_given
 from ss_gan_tf import allocation
@@ -31,7 +31,7 @@ NOT_FOR_PROGRAMS = (
 
 def define_flags():
     """The flags of this measurement; the sizes are the paper's."""
-    flags.DEFINE_integer("crop_size", 500, "step: side of the images, pixels.", 32)
+    flags.DEFINE_integer("crop_size", 500, "step: side of the images, pixels.", 64)
     flags.DEFINE_integer("batch_size", 2, "step: images in a step.", 1)
     flags.DEFINE_integer("num_classes", 21, "Classes of the networks.", 2, 255)
     flags.DEFINE_float("width", 1.0, "Factor on all filter counts.", 0.03125, 1.0)
@@ -67,7 +67,8 @@ def check(values: flags.FlagValues):
 
     Raises:
         ValueError: the peer is not installed, there is a GPU, what belongs to the peer
-            is asked for without it, or what is measured where nothing is.
+            is asked for without it, or what is measured where nothing is; or the
+            programs' folder cannot be made.
     """
     if "mixed_float16" in values.precision and (
         values.write_programs or values.peer == "torch"
@@ -78,6 +79,7 @@ def check(values: flags.FlagValues):
         )
     if values.write_programs:
         refuse_given(values, NOT_FOR_PROGRAMS, "for steps that --write_programs writes")
+        outputs.make_folder("write_programs", values.write_programs)
     elif values.peer == "torch":
         peers.require(*PEERS)
         peers.require_cpu()
@@ -89,11 +91,14 @@ def check(values: flags.FlagValues):
         refuse_given(values, ["peer_compile"], "without --peer=torch")
 
 
-def run(values: flags.FlagValues) -> dict[str, Any]:
+def run(
+    values: flags.FlagValues, keep: Callable[[dict[str, Any]], None] = lambda part: None
+) -> dict[str, Any]:
     """Times the steps, or writes them.
 
     Args:
         values: the parsed flags.
+        keep: called with the result up to then, after each precision.
 
     Returns:
         "settings", and "written" (folders) or "rows" with seconds, images_per_second,
@@ -109,7 +114,7 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
     if values.write_programs:
         return write(values)
     settings = _sizes(values) | {"keep_freed_memory": values.keep_freed_memory}
-    rows = []
+    result = {"settings": settings | {"repeats": values.repeats}, "rows": []}
     for precision in values.precision:
         libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
         if values.peer == "torch":
@@ -128,13 +133,12 @@ def run(values: flags.FlagValues) -> dict[str, Any]:
         builders = {
             library: f"experiments.benchmarks.{_builder(library)}" for library in specs
         }
-        rows += step_rows.measure(
+        rows = step_rows.measure(
             specs, builders, values.repeats, peak_memory=values.peak_memory
         )
-    return {
-        "settings": settings | {"repeats": values.repeats},
-        "rows": step_rows.with_ratios(rows),
-    }
+        result["rows"] += step_rows.with_ratios(rows)
+        keep(result)
+    return result
 
 
 def write(values: flags.FlagValues) -> dict[str, Any]:

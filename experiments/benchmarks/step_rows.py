@@ -66,9 +66,9 @@ def measure(
             for name in worker.names
             if name not in _NOT_TIMED
         }
-        seconds = timing.interleave(variants, repeats, warmup=warmup)
         ours = next(iter(running))
-        flops = running[ours].call("flops")
+        flops = running[ours].call("flops")  # first: what cannot be counted fails now
+        seconds = timing.interleave(variants, repeats, warmup=warmup)
     size = specs[ours].get("product_size", PRODUCT_SIZE)
     product = 2 * size**3 / min(seconds[ours, "product"])
     rows = []

@@ -22,7 +22,7 @@ def measurement(value):
             flags.DEFINE_integer(f"size_of_{value}", 1, "Size."),
             flags.DEFINE_multi_string(f"word_of_{value}", [], "Words."),
         ),
-        run=lambda flags_values: {"rows": [value], "arm": flags_values.arm},
+        run=lambda flags_values, keep: {"rows": [value], "arm": flags_values.arm},
         format=lambda result: f"measured {result['rows'][0]} of {result['arm']}",
     )
 
@@ -77,7 +77,8 @@ def test_json_that_cannot_be_written_is_found_first(program, tmp_path, capsys):
     for path in (tmp_path, tmp_path / "file" / "speed.json", "/proc/speed.json"):
         with pytest.raises(SystemExit) as end:
             program(f"--json={path}")
-        assert end.value.code.startswith("error: ") and "\n" not in end.value.code
+        assert end.value.code.startswith(f"error: json={path}: ")
+        assert "\n" not in end.value.code and "Errno" not in end.value.code
     assert "measured" not in capsys.readouterr().out
 
 
@@ -97,7 +98,6 @@ def test_a_file_is_shown_again(program, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"finished": False}, "stopped before its end"),
         ({"results": None}, "not written by this program: AttributeError"),
         (
             {"results": {"colour": {}}},
@@ -107,13 +107,39 @@ def test_a_file_is_shown_again(program, tmp_path, capsys):
         ({"machine": {}}, "not written by this program: KeyError"),
     ],
 )
-def test_what_is_no_finished_measurement_is_not_shown(program, tmp_path, change, says):
+def test_what_is_no_measurement_is_not_shown(program, tmp_path, change, says):
     path = tmp_path / "speed.json"
     program(f"--json={path}")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(SystemExit) as end:
         program(f"--show={path}")
     assert end.value.code.startswith(f"error: {path}: ") and says in end.value.code
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_flag(program, tmp_path):
+    for path, why in ((tmp_path, "directory"), (tmp_path / "x", "No such file")):
+        with pytest.raises(SystemExit) as end:
+            program(f"--show={path}")
+        assert end.value.code.startswith(f"error: show={path}: ")
+        assert why in end.value.code and "Errno" not in end.value.code
+
+
+def test_of_a_stopped_measurement_what_there_is_is_shown(program, tmp_path, capsys):
+    path = tmp_path / "speed.json"
+
+    def run(values, keep):
+        keep({"rows": ["half of b"], "arm": values.arm})
+        raise ValueError("no memory")
+
+    benchmark.MODULES["step"].run = run
+    with pytest.raises(SystemExit):
+        program("--what=step", f"--json={path}")
+    assert not json.loads(path.read_text())["finished"]
+    capsys.readouterr()
+    program(f"--show={path}")
+    shown = capsys.readouterr().out
+    assert "\nstopped before its end\n--what=step\n" in shown
+    assert "measured half of b of vgg16_g" in shown
 
 
 def test_nothing_is_measured_beside_showing(program, tmp_path):
@@ -182,7 +208,7 @@ def test_what_is_missing_is_found_before_anything_is_measured(program, capsys):
 
 @pytest.mark.parametrize("how", ["raise", "SIGTERM", "SIGINT"])
 def test_what_was_measured_before_the_end_is_kept(program, tmp_path, how):
-    def run(values):
+    def run(values, keep):
         if how == "raise":
             raise ValueError("no memory")
         os.kill(os.getpid(), signal.Signals[how])

@@ -80,6 +80,30 @@ def test_a_branch_may_choose_but_not_work(works):
         assert count_flops(traced) == 2 * 4**3  # one product of 4 x 4 matrices
 
 
+@pytest.mark.parametrize("works", [False, True])
+def test_a_call_in_a_branch_is_looked_into(works):
+    """The branches of a loss scale call functions of their own."""
+
+    @tf.function
+    def inner(x):
+        return x @ x if works else 2 * x
+
+    def function(x):
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: inner(x), lambda: x) @ x
+
+    if works:
+        with pytest.raises(ValueError, match="If is not counted"):
+            count_flops(traced(function, [4, 4]))
+    else:
+        assert count_flops(traced(function, [4, 4])) == 2 * 4**3
+
+
+def test_work_in_a_call_is_not_overlooked():
+    inner = tf.function(lambda x: x @ x)
+    with pytest.raises(ValueError, match="PartitionedCall is not counted"):
+        count_flops(traced(lambda x: inner(x) @ x, [4, 4]))
+
+
 def test_einsum_by_hand():
     # Each of the 2 x 4 x 3 x 5 outputs is a sum of 7 products.
     function = traced(

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from experiments.benchmarks import peers, step, step_rows
 from ss_gan_tf import dilation
@@ -108,13 +109,45 @@ def test_what_would_do_nothing_is_refused(arguments, error, on_cpu, parsed):
         step.check(parsed(*arguments))
 
 
-def test_what_does_something_passes(on_cpu, parsed):
+def test_what_does_something_passes(on_cpu, parsed, tmp_path):
+    programs = f"--write_programs={tmp_path}/p"
     for arguments in (
-        ["--write_programs=P", "--precision=mixed_bfloat16", "--phase=control"],
+        [programs, "--precision=mixed_bfloat16", "--phase=control"],
         ["--peer=torch", "--peer_compile", "--phase=control", "--phase=phase1"],
         ["--phase=control", "--jit_compile=auto"],
     ):
         step.check(parsed(*arguments))
+
+
+def test_programs_are_not_written_into_a_file(parsed, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "programs"):
+        with pytest.raises(ValueError, match=f"^write_programs={path}: is no folder"):
+            step.check(parsed(f"--write_programs={path}"))
+
+
+def test_a_crop_too_small_for_the_verdicts_is_no_value_of_the_flag(parsed):
+    with pytest.raises(flags.IllegalFlagValueError, match="crop_size"):
+        parsed("--crop_size=63")
+    settings = {"crop_size": parsed("--crop_size=64").crop_size, "phases": ["phase1"]}
+    assert step.make_steps(SETTINGS | settings)
+
+
+def test_steps_in_float16_are_measured(parsed):
+    """Their loss scales choose by branches, in which there is no work to be counted."""
+    kept = []
+    values = parsed(
+        "--precision=float32", "--precision=mixed_float16", "--crop_size=64",
+        "--batch_size=1", "--num_classes=3", "--width=0.03125", "--nopeak_memory",
+    )  # fmt: skip
+    flags.DEFINE_string("arm", "vgg16_g", "Arm.", flag_values=values)
+    flags.DEFINE_integer("repeats", 1, "Rounds.", flag_values=values)
+    values(["benchmark"])
+    result = step.run(values, lambda part: kept.append(len(part["rows"])))
+    assert kept == [3, 6] and len(result["rows"]) == 6
+    flops = {(row["precision"], row["phase"]): row["flops"] for row in result["rows"]}
+    for phase in step_rows.PHASES:
+        assert flops["mixed_float16", phase] == flops["float32", phase]
 
 
 @pytest.mark.parametrize("keep, name", [(True, "kept"), (False, "given back")])
