@@ -9,6 +9,7 @@ apart float32 runs of other seeds end says what a difference in mIoU means.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,10 @@ REFERENCE = "float32"
 # Yardsticks: weights of G rounded to bfloat16, or each its larger or smaller neighbour.
 ROUNDED = "float32-rounded"
 NUDGES = {"float32-nudged": np.inf, "float32-nudged-down": -np.inf}
+# Arithmetic without what a run makes of it: every so many steps such a variant goes on
+# from the float32 run's weights and optimizers. So a loss is at most one update apart.
+REJOINED = {"bfloat16-rejoined": "bfloat16", "float32-xla-rejoined": "float32-xla"}
+REJOIN_EVERY = 2
 VARIANTS = {
     REFERENCE: {"precision": "float32", "jit_compile": "off"},
     ROUNDED: {"precision": "float32", "jit_compile": "off"},
@@ -36,6 +41,8 @@ VARIANTS = {
     "bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
     "float32-xla": {"precision": "float32", "jit_compile": "on"},
     "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
+    # The run that is trained, beside the losses that are told.
+    **{name: {"precision": "float32", "jit_compile": "off"} for name in REJOINED},
     "torch-float32": {"precision": "float32", "jit_compile": "off"},
     "torch-bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
 }
@@ -46,23 +53,26 @@ CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
 # mean over the steps by a third of it. bfloat16 has 8 bits, XLA and PyTorch have
 # another order of sums. Of yardsticks nothing is asked: they show what bfloat16 does
 # to such a run where it rounds but once, and in another implementation, and what the
-# last bit of float32's weights does to it.
+# last bit of float32's weights does to it. A rejoined one has no time to go astray.
 TOLERANCES = {
     "bfloat16": 0.06,
     "float32-xla": 0.02,
     "bfloat16-xla": 0.06,
     "torch-float32": 0.02,
+    "bfloat16-rejoined": 0.02,
+    "float32-xla-rejoined": 0.002,
 }
-# Some runs are so sensitive that bfloat16 leaves its tolerance in any implementation:
-# where PyTorch made the run too, ours may be off by this many times what PyTorch's
-# bfloat16 is. That it is the same run, its float32 says by keeping to that tolerance.
-# And in some the last bit of the weights leads further away than float32's tolerance:
-# another order of sums may, in a step, be off by so many times what that bit did there
-# or before, upwards or downwards, whichever did more. One nudge alone has a chance of
-# its own to end up near float32.
+# Some runs are so sensitive that what is no error leads further than that. There ours
+# may be off by so many times what its yardsticks are, whichever is off most.
+# Another order of sums, in a step: what the last bit of the weights, upwards or
+# downwards, did there or before. One nudge alone has a chance of its own to end up near
+# float32.
+# bfloat16, which rounds from the first step on, where a yardstick's change has yet to
+# grow: what they, weights rounded once and PyTorch's bfloat16 did in any step. That
+# PyTorch makes the same run, its float32 says by keeping to bfloat16's tolerance.
 FACTOR = 1.5
 _ORDERS_OF_SUMS = ("float32-xla", "torch-float32")
-_PRECISIONS = ("float32", "bfloat16")
+_OURS_IN_BFLOAT16 = ("bfloat16", "bfloat16-xla")
 
 
 def run_variants(
@@ -82,10 +92,11 @@ def run_variants(
         data_dir: prepared data.
         workdir: where the results of finished runs are kept.
         variants: keys of `VARIANTS`; float32 is always run, and what a variant is
-            held against or what may widen its tolerance. Nothing is asked of
-            yardsticks: `float32-rounded` shows what a tolerance means there,
-            `float32-nudged` and `float32-nudged-down` widen that of float32-xla and
-            torch-float32, and `torch-bfloat16` that of bfloat16 (`FACTOR`).
+            held against or what may widen its tolerance (`FACTOR`). Nothing is asked
+            of yardsticks: `float32-nudged` and `float32-nudged-down` widen that of
+            float32-xla, torch-float32 and bfloat16, `float32-rounded` and, where it is
+            asked for, `torch-bfloat16` that of bfloat16. Those of `REJOINED` have
+            float32's mIoU, which is not compared.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
@@ -107,8 +118,10 @@ def run_variants(
     if config.guard:
         raise ValueError("guard=True: must be off, it leaves out what is not finite")
     wanted = set(variants) | {REFERENCES[v] for v in variants if v in REFERENCES}
-    if wanted.intersection(_ORDERS_OF_SUMS):
+    if wanted.intersection(_ORDERS_OF_SUMS + _OURS_IN_BFLOAT16):
         wanted.update(NUDGES)
+    if wanted.intersection(_OURS_IN_BFLOAT16):
+        wanted.add(ROUNDED)
     of_torch = sorted(v for v in wanted if v.startswith("torch"))
     if of_torch and make_torch_stages is None:
         raise ValueError(f"variants={','.join(of_torch)}: PyTorch's stages are missing")
@@ -118,6 +131,8 @@ def run_variants(
     makers = dict.fromkeys(of_torch, make_torch_stages) | {
         ROUNDED: functools.partial(_stages_from, _rounded),
     }
+    for variant, other in REJOINED.items():
+        makers[variant] = functools.partial(_rejoining_stages, VARIANTS[other])
     for nudge, towards in NUDGES.items():
         change = functools.partial(_nudged, towards)
         makers[nudge] = functools.partial(_stages_from, change)
@@ -167,6 +182,43 @@ def _rounded(weights):
 def _nudged(towards, weights):
     """The next numbers of float32 on the way to that one."""
     return tf.math.nextafter(weights, tf.fill(tf.shape(weights), float(towards)))
+
+
+def _rejoining_stages(way, config, networks, ignore_label, weakening=None):
+    """`stages.make_stages` without a guard; the losses are those of another way.
+
+    Args:
+        way: its precision and jit_compile.
+        config: of the run that is trained.
+        networks: its.
+        ignore_label: of the data set.
+        weakening: must be None.
+    """
+    other_config = dataclasses.replace(config, **way)
+    names = tuple(map(str, range(networks.generator.output_shape[-1])))
+    others, _ = stages.create_networks(other_config, names)
+    trained = stages.make_stages(config, networks, ignore_label, weakening)
+    following = stages.make_stages(other_config, others, ignore_label)
+
+    def beside(step, other_step):
+        numbers = itertools.count()
+
+        def on_batch(image, label):
+            if next(numbers) % REJOIN_EVERY == 0:
+                for theirs, ours in zip(
+                    others.variables, networks.variables, strict=True
+                ):
+                    theirs.assign(ours)
+            scalars = other_step(image, label)
+            step(image, label)
+            return scalars
+
+        return on_batch
+
+    return [
+        dataclasses.replace(stage, step=beside(stage.step, other.step))
+        for stage, other in zip(trained, following, strict=True)
+    ]
 
 
 def _run(config, digests, data_dir, place, make_stages):
@@ -270,6 +322,8 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                     "mean": float(off[variant, name].mean()),
                 }
             )
+        if variant in REJOINED:  # float32's
+            continue
         difference = run["miou"] - reference["miou"]
         ends.append(
             {
@@ -306,17 +360,18 @@ def _judge(off, variant, loss):
 def _allowed(off, variant, loss):
     """Of each step, one number or [T], and of their mean."""
     tolerance, nothing = TOLERANCES[variant], np.zeros(1)
+    if variant in REJOINED:
+        return tolerance, tolerance / 3
+    yardsticks = [off.get((nudge, loss), nothing) for nudge in NUDGES]
     if variant in _ORDERS_OF_SUMS:
-        nudges = [off.get((nudge, loss), nothing) for nudge in NUDGES]
-        steps = np.maximum.accumulate(functools.reduce(np.maximum, nudges))
-        mean = max(nudge.mean() for nudge in nudges)
+        steps = np.maximum.accumulate(functools.reduce(np.maximum, yardsticks))
     else:
-        peer, yardstick = (
-            off.get((f"torch-{kind}", loss), nothing) for kind in _PRECISIONS
-        )
-        if peer.max() > tolerance or peer.mean() > tolerance / 3:
-            yardstick = nothing  # PyTorch's is another run
-        steps, mean = yardstick.max(), yardstick.mean()
+        yardsticks.append(off.get((ROUNDED, loss), nothing))
+        peer = off.get(("torch-float32", loss), nothing)
+        if peer.max() <= tolerance and peer.mean() <= tolerance / 3:
+            yardsticks.append(off.get(("torch-bfloat16", loss), nothing))
+        steps = max(yardstick.max() for yardstick in yardsticks)
+    mean = max(yardstick.mean() for yardstick in yardsticks)
     return np.maximum(tolerance, FACTOR * steps), max(tolerance / 3, FACTOR * mean)
 
 
