@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ss_gan_tf import train_step
+from ss_gan_tf import losses, train_step
 from ss_gan_tf.adversary import build_adversary, build_extractor
 from ss_gan_tf.backbones import normalize, scaled
 from ss_gan_tf.generator import build_generator
@@ -131,6 +131,42 @@ def test_a_step_changes_the_weights_equally(pair, batch, phase):
             for (path, old), wanted, new in rows:
                 if old.requires_grad:
                     close(new - old, wanted - old, path)
+
+
+@pytest.mark.slow
+def test_bfloat16_costs_our_gradient_what_it_costs_the_peers(pair, batch, request):
+    """As far from float32's, in a step that no other follows."""
+    ours, theirs = pair
+    backbone = request.node.callspec.params["pair"]
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        rounds = build_generator(backbone, CLASSES, width=WIDTH, dropout=0.0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    rounds.set_weights(ours["generator"].get_weights())
+
+    def gradient(generator):
+        with tf.GradientTape() as tape:
+            logits = generator(batch[0], training=True)
+            loss = losses.segmentation_loss(logits, batch[1], 255)
+        found = tape.gradient(loss, generator.trainable_variables)
+        return np.concatenate([np.ravel(tf.convert_to_tensor(x)) for x in found])
+
+    def peer_gradient(bfloat16):
+        module = copy.deepcopy(theirs["generator"])
+        sgd = torch.optim.SGD(module.parameters(), 0.0)
+        step = torch_step.make_segmentation_step(module, sgd, bfloat16=bfloat16)
+        step(*as_torch(*batch))
+        found = [w.grad for w in module.parameters() if w.requires_grad]
+        return np.concatenate([x.numpy().ravel() for x in found])
+
+    def off(float32, bfloat16):
+        return np.linalg.norm(bfloat16 - float32) / np.linalg.norm(float32)
+
+    of_ours = off(gradient(ours["generator"]), gradient(rounds))
+    of_theirs = off(peer_gradient(False), peer_gradient(True))
+    assert of_theirs / 3 < of_ours < 1.5 * of_theirs
 
 
 def test_the_peer_of_inference_has_the_same_probabilities(pair, tmp_path, request):
