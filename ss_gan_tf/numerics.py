@@ -132,7 +132,9 @@ def run_variants(
         ROUNDED: functools.partial(_stages_from, _rounded),
     }
     for variant, other in REJOINED.items():
-        makers[variant] = functools.partial(_rejoining_stages, VARIANTS[other])
+        makers[variant] = functools.partial(
+            _rejoining_stages, VARIANTS[other], data_dir
+        )
     for nudge, towards in NUDGES.items():
         change = functools.partial(_nudged, towards)
         makers[nudge] = functools.partial(_stages_from, change)
@@ -184,18 +186,19 @@ def _nudged(towards, weights):
     return tf.math.nextafter(weights, tf.fill(tf.shape(weights), float(towards)))
 
 
-def _rejoining_stages(way, config, networks, ignore_label, weakening=None):
+def _rejoining_stages(way, data_dir, config, networks, ignore_label, weakening=None):
     """`stages.make_stages` without a guard; the losses are those of another way.
 
     Args:
         way: its precision and jit_compile.
+        data_dir: prepared data.
         config: of the run that is trained.
         networks: its.
         ignore_label: of the data set.
         weakening: must be None.
     """
     other_config = dataclasses.replace(config, **way)
-    names = tuple(map(str, range(networks.generator.output_shape[-1])))
+    names = open_dataset(config.dataset, data_dir).class_names
     others, _ = stages.create_networks(other_config, names)
     trained = stages.make_stages(config, networks, ignore_label, weakening)
     following = stages.make_stages(other_config, others, ignore_label)

@@ -161,7 +161,7 @@ def plain_run():
 def test_one_that_rejoins_itself_has_the_runs_own_losses(plain_run):
     networks = other_networks()
     way = numerics.VARIANTS["float32"]
-    rejoining = functools.partial(numerics._rejoining_stages, way)
+    rejoining = functools.partial(numerics._rejoining_stages, way, "DATA")
     assert losses_of(rejoining, networks) == plain_run[0] and len(plain_run[0]) == 20
 
 
@@ -169,6 +169,7 @@ def test_bfloat16_goes_its_own_way_for_one_update(plain_run, monkeypatch):
     create, followers = numerics.stages.create_networks, []
 
     def remember(*given):
+        assert given[1] == ("a", "b", "c")  # which weights to start from are held to
         followers.append(create(*given)[0])
         return followers[-1], {}
 
@@ -181,7 +182,9 @@ def test_bfloat16_goes_its_own_way_for_one_update(plain_run, monkeypatch):
         apart.append(max(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))
 
     way = numerics.VARIANTS["bfloat16"]
-    found = losses_of(functools.partial(numerics._rejoining_stages, way), ours, sees)
+    found = losses_of(
+        functools.partial(numerics._rejoining_stages, way, "DATA"), ours, sees
+    )
     assert followers[0].generator.compute_dtype == "bfloat16"
     # Weights are as far apart as one update of either leads at most, then two.
     assert all(0 < one < 2.1e-4 for one in apart[::2])
@@ -220,7 +223,7 @@ def change_of(make_stages):
 def digests(monkeypatch):
     """Of data that is not there."""
     known = {}
-    prepared = types.SimpleNamespace(digests=known)
+    prepared = types.SimpleNamespace(digests=known, class_names=("a", "b", "c"))
     monkeypatch.setattr(numerics, "open_dataset", lambda *_: prepared)
     return known
 
