@@ -88,12 +88,12 @@ def show(path: str) -> str:
             parts.append(f"--- {name} ---\n{MODULES[name].format(result)}")
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: was not written by this program: {error!r}"
+            f"show={path}: was not written by --json: {error!r}"
         ) from error
     except OSError as error:
         raise ValueError(f"show={path}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"show={path}: is not JSON of --json: {error}") from error
     return "\n\n".join(parts)
 
 

@@ -30,6 +30,7 @@ its tolerance.
 
 # ruff: noqa: E402
 import contextlib
+import signal
 import sys
 
 # PyTorch's wheels for Linux bring Triton along, and load it with an optimizer. Behind
@@ -87,6 +88,8 @@ def main(argv):
     refuse_arguments(argv)
     show_own_messages()
     keep_freed_memory()
+    stopped = "error: told to stop; the same command goes on with the runs missing"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stopped))
     try:
         config = _config_from_flags()
         make_torch_stages = None
@@ -109,6 +112,8 @@ def main(argv):
         write_metrics(result, f"{FLAGS.workdir}/numerics.json")
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(stopped)
     except tf.errors.OpError as error:  # XLA, or data that cannot be read
         sys.exit(f"error: {first_line(error)}")
     print(format_table(result))

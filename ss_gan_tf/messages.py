@@ -1,5 +1,7 @@
 """One line for people, whatever a file is called or an error says."""
 
+import re
+
 
 def one_line(message: object) -> str:
     r"""Text that fits on one line of a terminal and changes nothing else there.
@@ -20,7 +22,16 @@ def one_line(message: object) -> str:
     )
 
 
+# What TensorFlow says of an operation in a graph before it says what went wrong.
+_WHERE = re.compile(
+    r'Graph execution error:|Detected at node .*|  File ".*|<stack traces unavailable>'
+    r"|\d+ root error\(s\) found\.|\s*"
+)
+
+
 def first_line(error: BaseException, length: int = 500) -> str:
     """The beginning of an error's text: other libraries write whole paragraphs."""
-    lines = str(error).strip().splitlines()
-    return one_line(lines[0] if lines else type(error).__name__)[:length]
+    lines = str(error).strip().splitlines() or [""]
+    says = [line for line in lines if not _WHERE.fullmatch(line)]
+    first = re.sub(r"^\{\{function_node [^}]*\}\} ", "", (says or lines)[0].strip())
+    return one_line(first or type(error).__name__)[:length]

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,6 +22,16 @@ import keras
 import tensorflow as tf
 
 from ss_gan_tf import lock
+from ss_gan_tf.messages import first_line
+
+_LOG = logging.getLogger(__name__)
+
+_OF_LOST_WORKERS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 # --- Setting up --------------------------------------------------------------
 
@@ -36,7 +47,8 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
         TensorFlow's strategy, for `with strategy.scope()`.
 
     Raises:
-        ValueError: TF_CONFIG is missing or describes no cluster of workers.
+        ValueError: TF_CONFIG is missing or describes no cluster of workers, or its
+            address for this one is taken.
     """
     if distribute == "none":
         return tf.distribute.get_strategy()
@@ -44,17 +56,30 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
         return tf.distribute.MirroredStrategy(devices)
-    _check_cluster(os.environ.get("TF_CONFIG", ""))
+    hosts, number = _read_cluster(os.environ.get("TF_CONFIG", ""))
     handler = signal.getsignal(signal.SIGTERM)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    others = [host for host in hosts if host != hosts[number]]
+    if others:
+        _LOG.info("worker %s is waiting for %s", number, ", ".join(others))
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise ValueError(
+            f"TF_CONFIG: worker {number} cannot begin at {hosts[number]}: "
+            f"{first_line(error)}; the port must be free and the others reachable"
+        ) from error
     # TensorFlow has taken SIGTERM for itself: the program would never hear of it.
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
     return strategy
 
 
-def _check_cluster(text):
-    """Refuses a TF_CONFIG that TensorFlow would wait for or misread."""
+def _read_cluster(text):
+    """(addresses, own number) of a TF_CONFIG.
+
+    Raises:
+        ValueError: it is one that TensorFlow would wait for or misread.
+    """
     rule = (
         'distribute=multi_worker: TF_CONFIG must be {"cluster": {"worker": '
         '["HOST:PORT", ...]}, "task": {"type": "worker", "index": N}}'
@@ -68,6 +93,7 @@ def _check_cluster(text):
         raise ValueError(f"{rule}; it is {text!r}") from error
     if not known or not alone:
         raise ValueError(f"{rule}, N below the number of hosts; it is {text!r}")
+    return hosts, task["index"]
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
@@ -242,6 +268,24 @@ def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
             wait_for_all(strategy)
         if number:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Says so where TensorFlow's error comes from another worker that is gone.
+
+    Raises:
+        ConnectionError: in its place; nothing was lost but steps since the last save.
+    """
+    try:
+        yield
+    except _OF_LOST_WORKERS as error:
+        if worker(strategy)[1] == 1:
+            raise
+        raise ConnectionError(
+            f"another worker is gone: {first_line(error)}; start all of them again "
+            "with the same command, and the run goes on from its last saved state"
+        ) from error
 
 
 def _copy_of(workdir, number):

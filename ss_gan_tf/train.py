@@ -8,7 +8,9 @@ as if it had not been.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
+import json
 import logging
 import math
 import os
@@ -82,6 +84,7 @@ def train(
             or there is too little room.
         FloatingPointError: a loss is no longer finite.
         OSError: no room to write; what was saved before stays good.
+        ConnectionError: another worker is gone.
         Stopped: `stop` said so.
     """
     if config.deterministic:
@@ -90,7 +93,10 @@ def train(
     replicas.check_batch(
         config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
     )
-    with replicas.own_folder(strategy, workdir) as folder:
+    with (
+        replicas.naming_lost_workers(strategy),
+        replicas.own_folder(strategy, workdir) as folder,
+    ):
         try:
             return _train(
                 config, data_dir, folder, progress, stop, make_stages, strategy
@@ -102,23 +108,11 @@ def train(
 
 def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     """`train`, in a folder of its own."""
-    # --- Data ----------------------------------------------------------------
-    data = open_dataset(config.dataset, data_dir)
-    for field in ("train_split", "val_split"):
-        split = getattr(config, field)
-        data.source(split)  # an unknown split is an error before the long work
-        if split in data.unlabelled_splits:
-            raise ValueError(f"{field}={split}: {config.dataset}'s has no labels")
+    data, resumes = Workers(strategy).agree(
+        functools.partial(_prepare, config, data_dir, workdir)
+    )
 
     # --- Models and optimizers -----------------------------------------------
-    resumes = checkpoints.has_checkpoint(workdir)
-    if resumes:
-        checkpoints.check_same_run(
-            workdir, config, data.class_names, digests=data.digests
-        )
-    else:
-        checkpoints.make_way(workdir, config, data.class_names, data.digests)
-    preflight.check(config, data, workdir, resumes=resumes)
     with strategy.scope():
         networks, weights = stages.create_networks(
             config, data.class_names, load_weights=not resumes
@@ -139,6 +133,32 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
 
     # --- Result --------------------------------------------------------------
     return training.conclude()
+
+
+def _prepare(config, data_dir, workdir):
+    """Refuses what cannot be trained, before the long work.
+
+    Returns:
+        (data, whether the run goes on), and what all workers must have alike.
+    """
+    data = open_dataset(config.dataset, data_dir)
+    for field in ("train_split", "val_split"):
+        split = getattr(config, field)
+        data.source(split)  # an unknown one is an error
+        if split in data.unlabelled_splits:
+            raise ValueError(f"{field}={split}: {config.dataset}'s has no labels")
+    resumes = checkpoints.has_checkpoint(workdir)
+    if resumes:
+        checkpoints.check_same_run(
+            workdir, config, data.class_names, digests=data.digests
+        )
+    else:
+        checkpoints.make_way(workdir, config, data.class_names, data.digests)
+    preflight.check(config, data, workdir, resumes=resumes)
+    facts = json.loads(config.to_json())
+    for split in (config.train_split, config.val_split):
+        facts[f"digest of {split}"] = data.digests.get(split)
+    return (data, resumes), facts
 
 
 class _Training:

@@ -5,7 +5,9 @@ have made it.  A worker that cannot go on says so in the call, so nobody waits f
 """
 
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -65,13 +67,7 @@ class Workers:
                 _check_size(message)
             except Exception as own:  # the others have to hear of it, whatever it is
                 error, message = own, _TROUBLE + first_line(own).encode()
-            answers = self.exchange(message)
-            if error:
-                raise error
-            for number, answer in enumerate(answers):
-                if answer.startswith(_TROUBLE):
-                    text = answer[1:].decode(errors="replace")
-                    raise ValueError(f"worker {number}: {text}")
+            answers = self._exchange(message, error)
             found = [
                 per_image.from_bytes(answer[1:])
                 for answer in answers
@@ -80,6 +76,50 @@ class Workers:
             if not found:
                 return
             yield per_image.join(found)
+
+    def agree(self, prepare: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
+        """What `prepare` returns, once all workers have got through it alike.
+
+        Args:
+            prepare: () -> (anything, facts that have to be the same on every worker,
+                JSON-ready).
+
+        Raises:
+            ValueError: another worker cannot go on, or has another fact; names the
+                first such worker, on every worker. One that cannot go on raises its own
+                error, at the same moment.
+        """
+        if self.count == 1:
+            return prepare()[0]
+        error = result = None
+        try:
+            result, facts = prepare()
+            message = _COUNTS + json.dumps(facts).encode()
+        except Exception as own:  # the others have to hear of it, whatever it is
+            error, message = own, _TROUBLE + first_line(own).encode()
+        first, *others = (
+            json.loads(answer[1:]) for answer in self._exchange(message, error)
+        )
+        for number, facts in enumerate(others, start=1):
+            for name in first:
+                if facts.get(name) != first[name]:
+                    raise ValueError(
+                        f"{name}={facts.get(name)}: on worker {number}, worker 0 has "
+                        f"{first[name]}; all workers of a run need the same flags and "
+                        "data"
+                    )
+        return result
+
+    def _exchange(self, message, error):
+        """`exchange`, then the own error is raised, or that of another worker."""
+        answers = self.exchange(message)
+        if error:
+            raise error
+        for number, answer in enumerate(answers):
+            if answer.startswith(_TROUBLE):
+                text = answer[1:].decode(errors="replace")
+                raise ValueError(f"worker {number}: {text}")
+        return answers
 
     def exchange(self, message: bytes) -> list[bytes]:
         """The messages of all workers, in their order; each below `MAX_MESSAGE`.

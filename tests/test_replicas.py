@@ -127,6 +127,48 @@ def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_workers_with_other_flags_train_nothing(tiny_data, tmp_path):
+    """They would go apart, each with its own rate."""
+    arguments = train_arguments(tiny_data, tmp_path / "r", "--distribute=multi_worker")
+    first, second = cluster(2)
+    where = {"TMPDIR": str(tmp_path)}
+    group = [
+        start("experiments.train", *arguments, TF_CONFIG=first, **where),
+        start(
+            "experiments.train", *arguments, "--generator_lr=0.5", TF_CONFIG=second,
+            **where,
+        ),
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=600)[0] for process in group]
+    for process, output in zip(group, outputs, strict=True):
+        assert process.returncode == 1
+        assert output.splitlines()[-1] == (
+            "error: generator_lr=0.5: on worker 1, worker 0 has 0.0003; all workers of "
+            "a run need the same flags and data"
+        )
+    assert not (tmp_path / "r" / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_that_a_worker_is_gone_is_said_in_one_line(tiny_data, tmp_path):
+    arguments = train_arguments(tiny_data, tmp_path / "r", "--distribute=multi_worker")
+    chief, other = (
+        start("experiments.train", *arguments, TF_CONFIG=text, TMPDIR=str(tmp_path))
+        for text in cluster(2)
+    )
+    while not (tmp_path / "r" / "checkpoints" / "state-1.index").exists():
+        assert chief.poll() is None
+        time.sleep(0.1)
+    other.kill()
+    other.communicate()
+    output, _ = chief.communicate(timeout=600)
+    assert chief.returncode == 1
+    last = output.splitlines()[-1]
+    assert last.startswith("error: another worker is gone: ")
+    assert last.endswith("the run goes on from its last saved state")
+
+
 @pytest.fixture
 def second_worker(tmp_path, monkeypatch):
     """Folder of a run, and how worker 1 of 2 gets a folder of its own for it."""
@@ -235,6 +277,27 @@ def test_a_cluster_that_is_none_is_refused_in_one_line(monkeypatch, text):
     with pytest.raises(ValueError, match="TF_CONFIG must be") as error:
         replicas.make_strategy("multi_worker")
     assert "\n" not in str(error.value)
+
+
+def test_an_address_that_is_taken_is_named(monkeypatch, caplog):
+    def no_server():
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", no_server)
+    task = '"task": {"type": "worker", "index": 1}'
+    monkeypatch.setenv(
+        "TF_CONFIG", f'{{"cluster": {{"worker": ["a:1", "b:2"]}}, {task}}}'
+    )
+    caplog.set_level("INFO")
+    with pytest.raises(ValueError, match="^TF_CONFIG: worker 1 cannot begin at b:2: C"):
+        replicas.make_strategy("multi_worker")
+    assert "worker 1 is waiting for a:1" in caplog.text
+
+
+def test_alone_an_error_is_what_it_is():
+    with pytest.raises(tf.errors.UnavailableError):
+        with replicas.naming_lost_workers(replicas.make_strategy("none")):
+            raise tf.errors.UnavailableError(None, None, "no file server")
 
 
 def test_a_batch_that_the_devices_cannot_share():

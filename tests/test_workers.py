@@ -45,6 +45,18 @@ class Hall:
         workers.exchange = exchange
         return workers
 
+    def agree(self, prepares):
+        """What each worker gets, or the error that it ends with."""
+
+        def work(number):
+            try:
+                return self.worker(number).agree(prepares[number])
+            except (ValueError, OSError) as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(work, range(self.count)))
+
     def run(self, shares):
         """What each worker yields, as names, or the error that it ends with."""
 
@@ -86,6 +98,35 @@ def test_an_error_ends_all_of_them_in_one_round():
         assert str(other) == "worker 1: the disk"
 
 
+def test_workers_that_are_alike_go_on():
+    facts = {"rate": 0.1, "scales": [1.0, 2.0], "digest": None}
+    prepares = [lambda own=own: (own, dict(facts)) for own in ("a", "b", "c")]
+    assert Hall(3).agree(prepares) == ["a", "b", "c"]
+
+
+def test_a_worker_that_is_not_alike_ends_all_of_them():
+    values = [
+        {"rate": 0.1, "seed": 1},
+        {"rate": 0.1, "seed": 1},
+        {"rate": 0.1, "seed": 2},
+    ]
+    found = Hall(3).agree([lambda own=own: ("x", own) for own in values])
+    assert len(set(map(str, found))) == 1 and isinstance(found[0], ValueError)
+    assert str(found[0]).startswith("seed=2: on worker 2, worker 0 has 1; all workers")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_that_cannot_begin_ends_all_of_them(number):
+    def refuses():
+        raise OSError("no room\nat all")
+
+    prepares = [lambda: ("x", {})] * 2
+    prepares[number] = refuses
+    found = Hall(2).agree(prepares)
+    assert isinstance(found[number], OSError)
+    assert str(found[1 - number]) == f"worker {number}: no room"
+
+
 def test_a_message_that_is_too_large_ends_all_of_them(monkeypatch):
     workers = Workers(tf.distribute.get_strategy())
     with pytest.raises(ValueError, match="has 16777216 bytes, it must be below 1677"):
@@ -103,6 +144,7 @@ def test_alone_nothing_is_asked():
     workers = Workers(tf.distribute.get_strategy())
     assert (workers.number, workers.count) == (0, 1)
     assert workers.any(True) is True and workers.any(False) is False
+    assert workers.agree(lambda: (5, {"rate": 0.1})) == 5
     parts = queue.SimpleQueue()
     parts.put(image(3))
     joined = workers.join(iter(parts.get, None))

@@ -26,6 +26,8 @@ IMAGES = {"voc": 8, "cityscapes": 2}  # of input's cases; how many are drawn
 ROWS = (("voc", "whole"), ("cityscapes", "whole"), ("cityscapes", "sliding"))
 WINDOW, OVERLAP = 500, 1 / 3  # pixels; share of a window, as the paper has them
 
+flags.disclaim_key_flags()  # they are the program's: --help lists them
+
 READS = ("arm", "eval_width", "eval_metrics", "bench_dir")
 
 

@@ -19,6 +19,8 @@ from experiments.benchmarks import peers, timing, workers
 TORCH_FILE = "torch.pt"  # the weights for PyTorch, beside the export
 SIZES = {"500x500": (500, 500), "2048x1024": (1024, 2048)}  # name -> (H, W)
 
+flags.disclaim_key_flags()  # they are the program's: --help lists them
+
 READS = ("arm", "num_classes", "width", "peer", "image_size")
 PEERS = ("torch", "onnxruntime", "tf2onnx")
 

@@ -71,6 +71,8 @@ CASES = (
 )
 BATCH_SIZE = 2
 
+flags.disclaim_key_flags()  # they are the program's: --help lists them
+
 READS = ("bench_dir",)
 
 

@@ -17,6 +17,8 @@ from experiments.flags import refuse_given
 from ss_gan_tf import allocation
 from ss_gan_tf import config as config_lib
 
+flags.disclaim_key_flags()  # they are the program's: --help lists them
+
 READS = (
     "arm", "crop_size", "batch_size", "num_classes", "width", "precision",
     "jit_compile", "phase", "peer", "peer_compile", "peak_memory", "write_programs",

@@ -98,13 +98,10 @@ def test_a_file_is_shown_again(program, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"results": None}, "not written by this program: AttributeError"),
-        (
-            {"results": {"colour": {}}},
-            "not written by this program: KeyError('colour')",
-        ),
-        ({"results": []}, "not written by this program: AttributeError"),
-        ({"machine": {}}, "not written by this program: KeyError"),
+        ({"results": None}, "not written by --json: AttributeError"),
+        ({"results": {"colour": {}}}, "not written by --json: KeyError('colour')"),
+        ({"results": []}, "not written by --json: AttributeError"),
+        ({"machine": {}}, "not written by --json: KeyError"),
     ],
 )
 def test_what_is_no_measurement_is_not_shown(program, tmp_path, change, says):
@@ -113,11 +110,17 @@ def test_what_is_no_measurement_is_not_shown(program, tmp_path, change, says):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(SystemExit) as end:
         program(f"--show={path}")
-    assert end.value.code.startswith(f"error: {path}: ") and says in end.value.code
+    assert end.value.code.startswith(f"error: show={path}: ")
+    assert says in end.value.code
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_flag(program, tmp_path):
-    for path, why in ((tmp_path, "directory"), (tmp_path / "x", "No such file")):
+    (tmp_path / "text").write_text("hello")
+    for path, why in (
+        (tmp_path, "directory"),
+        (tmp_path / "x", "No such file"),
+        (tmp_path / "text", "is not JSON of --json: Expecting value"),
+    ):
         with pytest.raises(SystemExit) as end:
             program(f"--show={path}")
         assert end.value.code.startswith(f"error: show={path}: ")
