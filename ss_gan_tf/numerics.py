@@ -31,7 +31,8 @@ REFERENCE = "float32"
 ROUNDED = "float32-rounded"
 NUDGES = {"float32-nudged": np.inf, "float32-nudged-down": -np.inf}
 # Arithmetic without what a run makes of it: every so many steps such a variant goes on
-# from the float32 run's weights and optimizers. So a loss is at most one update apart.
+# from the float32 run's weights and optimizers. So a loss is at most one update of G
+# and two of A apart.
 REJOINED = {"bfloat16-rejoined": "bfloat16", "float32-xla-rejoined": "float32-xla"}
 REJOIN_EVERY = 2
 VARIANTS = {
@@ -95,8 +96,9 @@ def run_variants(
             held against or what may widen its tolerance (`FACTOR`). Nothing is asked
             of yardsticks: `float32-nudged` and `float32-nudged-down` widen that of
             float32-xla, torch-float32 and bfloat16, `float32-rounded` and, where it is
-            asked for, `torch-bfloat16` that of bfloat16. Those of `REJOINED` have
-            float32's mIoU, which is not compared.
+            asked for, `torch-bfloat16` that of bfloat16, beside which the rejoined
+            one always runs. Those of `REJOINED` have float32's mIoU, which is not
+            compared.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
@@ -122,6 +124,8 @@ def run_variants(
         wanted.update(NUDGES)
     if wanted.intersection(_OURS_IN_BFLOAT16):
         wanted.add(ROUNDED)
+    if "bfloat16" in wanted:  # a wide tolerance would hide an error of a single step
+        wanted.add("bfloat16-rejoined")
     of_torch = sorted(v for v in wanted if v.startswith("torch"))
     if of_torch and make_torch_stages is None:
         raise ValueError(f"variants={','.join(of_torch)}: PyTorch's stages are missing")

@@ -63,7 +63,7 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
         _LOG.info("worker %s is waiting for %s", number, ", ".join(others))
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    except (tf.errors.OpError, RuntimeError) as error:
+    except tf.errors.OpError as error:
         raise ValueError(
             f"TF_CONFIG: worker {number} cannot begin at {hosts[number]}: "
             f"{first_line(error)}; the port must be free and the others reachable"
@@ -87,13 +87,15 @@ def _read_cluster(text):
     try:
         fields = json.loads(text)
         hosts, task = fields["cluster"]["worker"], fields["task"]
-        known = task["type"] == "worker" and 0 <= task["index"] < len(hosts)
-        alone = set(fields["cluster"]) == {"worker"}
+        number = task["index"]
+        known = task["type"] == "worker" and number in range(len(hosts))
+        known &= type(number) is int and all(type(host) is str for host in hosts)
+        alone = set(fields["cluster"]) == {"worker"} and type(hosts) is list
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{rule}; it is {text!r}") from error
     if not known or not alone:
         raise ValueError(f"{rule}, N below the number of hosts; it is {text!r}")
-    return hosts, task["index"]
+    return hosts, number
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
@@ -241,7 +243,7 @@ def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
     Each of the others starts with a copy of what the run's folder holds, so all of
     them continue from the same state, and none is there when the chief writes. The
     copy lies in the machine's temporary folder and replaces that of an earlier start;
-    it is removed at the end, when the slowest worker is done.
+    it is removed at the end, when the slowest worker is done, or one cannot go on.
 
     Args:
         strategy: of the run; with several workers all of them have to call this.
@@ -259,15 +261,17 @@ def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
     if number and os.path.islink(folder):
         raise ValueError(f"{folder}: is a link, not this worker's folder; remove it")
     with lock.alone_in(folder):
-        if number:
-            _copy(workdir, folder)
-        if num_workers > 1:
-            wait_for_all(strategy)
-        yield folder
-        if num_workers > 1:
-            wait_for_all(strategy)
-        if number:
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if number:
+                _copy(workdir, folder)
+            if num_workers > 1:
+                wait_for_all(strategy)
+            yield folder
+            if num_workers > 1:
+                wait_for_all(strategy)
+        finally:
+            if number:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -283,8 +287,8 @@ def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
         if worker(strategy)[1] == 1:
             raise
         raise ConnectionError(
-            f"another worker is gone: {first_line(error)}; start all of them again "
-            "with the same command, and the run goes on from its last saved state"
+            f"another worker is gone or out of reach: {first_line(error)}; start all "
+            "of them again with the same command: they go on from the last saved state"
         ) from error
 
 

@@ -9,6 +9,7 @@ as if it had not been.
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import (
@@ -93,14 +95,12 @@ def train(
     replicas.check_batch(
         config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
     )
-    with (
-        replicas.naming_lost_workers(strategy),
-        replicas.own_folder(strategy, workdir) as folder,
-    ):
+    with replicas.own_folder(strategy, workdir) as folder:
         try:
-            return _train(
-                config, data_dir, folder, progress, stop, make_stages, strategy
-            )
+            with replicas.naming_lost_workers(strategy):
+                return _train(
+                    config, data_dir, folder, progress, stop, make_stages, strategy
+                )
         except Stopped as reason:  # all workers stop here, and leave together
             stopped = reason
     raise stopped
@@ -108,7 +108,9 @@ def train(
 
 def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     """`train`, in a folder of its own."""
-    data, resumes = Workers(strategy).agree(
+    workers = Workers(strategy)
+    workers.agree(lambda: (None, _settings(config)))
+    data, resumes = workers.agree(
         functools.partial(_prepare, config, data_dir, workdir)
     )
 
@@ -125,7 +127,7 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     training = _Training(
         config, data, networks, workdir, progress, stop, make_stages, strategy
     )
-    first = training.restore()
+    first = workers.agree(training.restore_alike)
     if resumes:
         _describe_start(config, data_dir, workdir, has_steps=not training.is_over())
     for stage in training.plan[first:]:
@@ -133,6 +135,15 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
 
     # --- Result --------------------------------------------------------------
     return training.conclude()
+
+
+def _settings(config):
+    """What all workers must have alike; of weights what they are, not where."""
+    paths = ("backbone_weights", "init_generator")
+    fields = json.loads(config.to_json())
+    return {"version": __version__} | {
+        name: value for name, value in fields.items() if name not in paths
+    }
 
 
 def _prepare(config, data_dir, workdir):
@@ -155,10 +166,11 @@ def _prepare(config, data_dir, workdir):
     else:
         checkpoints.make_way(workdir, config, data.class_names, data.digests)
     preflight.check(config, data, workdir, resumes=resumes)
-    facts = json.loads(config.to_json())
-    for split in (config.train_split, config.val_split):
-        facts[f"digest of {split}"] = data.digests.get(split)
-    return (data, resumes), facts
+    digests = {
+        f"digest of {split}": data.digests.get(split)
+        for split in (config.train_split, config.val_split)
+    }
+    return (data, resumes), {"goes on": resumes} | digests
 
 
 class _Training:
@@ -195,6 +207,20 @@ class _Training:
         self.writer.text("config", self.config.to_json())
         self.writer.hparams(self.config.hyperparameters())
         return 0
+
+    def restore_alike(self) -> tuple[int, dict]:
+        """`restore`, and what all workers must have alike then."""
+        first, facts = self.restore(), {}
+        if self.workers.count > 1:
+            weights = hashlib.sha256()
+            for variable in self.networks.variables:
+                weights.update(np.asarray(variable).tobytes())
+            facts = {
+                "stage": self.state.stage,
+                "step": self.state.step,
+                "digest of the weights": weights.hexdigest(),
+            }
+        return first, facts
 
     def is_over(self) -> bool:
         """Whether every step has been done."""

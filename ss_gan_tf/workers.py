@@ -82,7 +82,7 @@ class Workers:
 
         Args:
             prepare: () -> (anything, facts that have to be the same on every worker,
-                JSON-ready).
+                JSON-ready; None where one is not known).
 
         Raises:
             ValueError: another worker cannot go on, or has another fact; names the
@@ -101,12 +101,12 @@ class Workers:
             json.loads(answer[1:]) for answer in self._exchange(message, error)
         )
         for number, facts in enumerate(others, start=1):
-            for name in first:
-                if facts.get(name) != first[name]:
+            for name, value in first.items():
+                other = facts.get(name)
+                if None not in (value, other) and value != other:
                     raise ValueError(
-                        f"{name}={facts.get(name)}: on worker {number}, worker 0 has "
-                        f"{first[name]}; all workers of a run need the same flags and "
-                        "data"
+                        f"{name}={other}: on worker {number}, worker 0 has {value}; "
+                        "all workers of a run need the same flags, data and files"
                     )
         return result
 

@@ -145,9 +145,10 @@ def test_workers_with_other_flags_train_nothing(tiny_data, tmp_path):
         assert process.returncode == 1
         assert output.splitlines()[-1] == (
             "error: generator_lr=0.5: on worker 1, worker 0 has 0.0003; all workers of "
-            "a run need the same flags and data"
+            "a run need the same flags, data and files"
         )
     assert not (tmp_path / "r" / "run.json").exists()
+    assert not list(tmp_path.glob("ss_gan_tf-*"))  # the second worker left nothing
 
 
 @pytest.mark.slow
@@ -165,8 +166,8 @@ def test_that_a_worker_is_gone_is_said_in_one_line(tiny_data, tmp_path):
     output, _ = chief.communicate(timeout=600)
     assert chief.returncode == 1
     last = output.splitlines()[-1]
-    assert last.startswith("error: another worker is gone: ")
-    assert last.endswith("the run goes on from its last saved state")
+    assert last.startswith("error: another worker is gone or out of reach: ")
+    assert last.endswith(": they go on from the last saved state")
 
 
 @pytest.fixture
@@ -268,6 +269,9 @@ def test_a_signal_to_one_worker_stops_all_where_they_are(tiny_data, tmp_path):
         "{}",
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0.0}}',
+        '{"cluster": {"worker": [1, 2]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": {"0": "a:1"}}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, '
         '"task": {"type": "worker", "index": 0}}',
     ],

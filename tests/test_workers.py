@@ -99,8 +99,9 @@ def test_an_error_ends_all_of_them_in_one_round():
 
 
 def test_workers_that_are_alike_go_on():
-    facts = {"rate": 0.1, "scales": [1.0, 2.0], "digest": None}
-    prepares = [lambda own=own: (own, dict(facts)) for own in ("a", "b", "c")]
+    facts = {"rate": 0.1, "scales": [1.0, 2.0]}
+    digests = {"a": None, "b": "x", "c": "y"}  # the first does not know its own
+    prepares = [lambda k=k: (k, facts | {"digest": digests[k]}) for k in digests]
     assert Hall(3).agree(prepares) == ["a", "b", "c"]
 
 

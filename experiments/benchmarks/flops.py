@@ -1,5 +1,6 @@
 """Arithmetic of a traced function, counted from its graph."""
 
+import functools
 import math
 
 import tensorflow as tf
@@ -33,16 +34,16 @@ def count_flops(function) -> int:
     """
     library = function.graph.as_graph_def().library.function
     bodies = {f.signature.name: f.node_def for f in library}
-    working = {name for name in bodies if _works(bodies, name)}
+
+    @functools.cache
+    def works(name):
+        """Whether there is work in a function, or in one that it calls."""
+        return any(
+            node.op in _WORK or any(map(works, _held_by(node))) for node in bodies[name]
+        )
+
+    working = set(filter(works, bodies))
     return sum(_flops_of(op, working) for op in function.graph.get_operations())
-
-
-def _works(bodies, name):
-    """Whether there is work in a function, or in one that it calls."""
-    return any(
-        node.op in _WORK or any(_works(bodies, inner) for inner in _held_by(node))
-        for node in bodies[name]
-    )
 
 
 def _held_by(node):

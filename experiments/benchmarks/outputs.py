@@ -1,7 +1,6 @@
 """Where flags say that results go, found out before the work begins."""
 
 import os
-import tempfile
 
 
 def make_room(path: str):
@@ -26,17 +25,20 @@ def make_room(path: str):
         ) from error
 
 
-def make_folder(flag: str, path: str):
-    """Makes the folder that the flag of this name gives.
+def check_folder(flag: str, path: str):
+    """Lets pass a folder that is there, or can be made; it is not made yet.
+
+    Args:
+        flag: name of the flag that gives it.
+        path: its value.
 
     Raises:
-        ValueError: it cannot be made, or takes no file.
+        ValueError: it is a file, lies in one, or nothing can be written there.
     """
-    try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{flag}={path}: is no folder that can be written into, {error.strerror}"
-        ) from error
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ValueError(f"{flag}={path}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag}={path}: nothing can be written into {there}")

@@ -70,7 +70,7 @@ def check(values: flags.FlagValues):
     Raises:
         ValueError: the peer is not installed, there is a GPU, what belongs to the peer
             is asked for without it, or what is measured where nothing is; or the
-            programs' folder cannot be made.
+            programs' folder is none.
     """
     if "mixed_float16" in values.precision and (
         values.write_programs or values.peer == "torch"
@@ -81,7 +81,7 @@ def check(values: flags.FlagValues):
         )
     if values.write_programs:
         refuse_given(values, NOT_FOR_PROGRAMS, "for steps that --write_programs writes")
-        outputs.make_folder("write_programs", values.write_programs)
+        outputs.check_folder("write_programs", values.write_programs)
     elif values.peer == "torch":
         peers.require(*PEERS)
         peers.require_cpu()

@@ -122,7 +122,8 @@ def test_what_does_something_passes(on_cpu, parsed, tmp_path):
 def test_programs_are_not_written_into_a_file(parsed, tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "programs"):
-        with pytest.raises(ValueError, match=f"^write_programs={path}: is no folder"):
+        told = f"^write_programs={path}: {tmp_path}/file is no folder"
+        with pytest.raises(ValueError, match=told):
             step.check(parsed(f"--write_programs={path}"))
 
 
