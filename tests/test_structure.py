@@ -114,7 +114,7 @@ MAY_IMPORT = {
     "micro_batches": set(),
     "per_image": {"messages"},
     "profiling": set(),
-    "replicas": {"lock"},
+    "replicas": {"lock", "messages"},
     "resampling": set(),
     "resources": set(),
     "states": set(),
