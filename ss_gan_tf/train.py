@@ -92,9 +92,8 @@ def train(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = replicas.make_strategy(config.distribute)
-    replicas.check_batch(
-        config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
-    )
+    with replicas.naming_lost_workers(strategy):
+        Workers(strategy).agree(functools.partial(_settle, config, strategy))
     with replicas.own_folder(strategy, workdir) as folder:
         try:
             with replicas.naming_lost_workers(strategy):
@@ -109,16 +108,18 @@ def train(
 def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     """`train`, in a folder of its own."""
     workers = Workers(strategy)
-    workers.agree(lambda: (None, _settings(config)))
     data, resumes = workers.agree(
         functools.partial(_prepare, config, data_dir, workdir)
     )
 
     # --- Models and optimizers -----------------------------------------------
-    with strategy.scope():
-        networks, weights = stages.create_networks(
-            config, data.class_names, load_weights=not resumes
-        )
+    def create_networks():
+        with strategy.scope():
+            return stages.create_networks(
+                config, data.class_names, load_weights=not resumes
+            )
+
+    networks, weights = workers.agree(lambda: (create_networks(), {}))
     if not resumes:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
@@ -137,11 +138,18 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     return training.conclude()
 
 
-def _settings(config):
-    """What all workers must have alike; of weights what they are, not where."""
+def _settle(config, strategy):
+    """Refuses a batch that the devices cannot share.
+
+    Returns:
+        None, and what all workers must have alike; of weights what they are, not where.
+    """
+    replicas.check_batch(
+        config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
+    )
     paths = ("backbone_weights", "init_generator")
     fields = json.loads(config.to_json())
-    return {"version": __version__} | {
+    return None, {"version": __version__} | {
         name: value for name, value in fields.items() if name not in paths
     }
 

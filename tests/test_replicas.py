@@ -127,26 +127,54 @@ def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4)
 
 
+def _other_rate(folder):
+    """The workers would go apart, each with its own."""
+    return (
+        [],
+        "--generator_lr=0.5",
+        (
+            "generator_lr=0.5: on worker 1, worker 0 has 0.0003; all workers of a run need "
+            "the same flags, data and files"
+        ),
+    )
+
+
+def _odd_batch(folder):
+    return (
+        [],
+        "--batch_size=3",
+        (
+            "batch_size=3: must be a multiple of 2 devices x accumulate_steps=1; it counts "
+            "the images of all devices together"
+        ),
+    )
+
+
+def _damaged_weights(folder):
+    path = folder / "damaged.h5"
+    path.write_bytes(b"no weights")
+    full = ["--width=1", "--fc_filters=32"]  # as ImageNet's weights need it
+    return full, f"--backbone_weights={path}", f"backbone_weights={path}: not a"
+
+
 @pytest.mark.slow
-def test_workers_with_other_flags_train_nothing(tiny_data, tmp_path):
-    """They would go apart, each with its own rate."""
-    arguments = train_arguments(tiny_data, tmp_path / "r", "--distribute=multi_worker")
+@pytest.mark.parametrize("fault", [_other_rate, _odd_batch, _damaged_weights])
+def test_workers_of_which_one_is_wrong_train_nothing(fault, tiny_data, tmp_path):
+    of_both, flag, message = fault(tmp_path)
+    arguments = train_arguments(
+        tiny_data, tmp_path / "r", "--distribute=multi_worker", *of_both
+    )
     first, second = cluster(2)
     where = {"TMPDIR": str(tmp_path)}
     group = [
         start("experiments.train", *arguments, TF_CONFIG=first, **where),
-        start(
-            "experiments.train", *arguments, "--generator_lr=0.5", TF_CONFIG=second,
-            **where,
-        ),
-    ]  # fmt: skip
+        start("experiments.train", *arguments, flag, TF_CONFIG=second, **where),
+    ]
     outputs = [process.communicate(timeout=600)[0] for process in group]
-    for process, output in zip(group, outputs, strict=True):
-        assert process.returncode == 1
-        assert output.splitlines()[-1] == (
-            "error: generator_lr=0.5: on worker 1, worker 0 has 0.0003; all workers of "
-            "a run need the same flags, data and files"
-        )
+    assert [process.returncode for process in group] == [1, 1]
+    of_first, of_second = (output.splitlines()[-1] for output in outputs)
+    assert of_second.startswith(f"error: {message}")
+    assert of_first in (of_second, of_second.replace(": ", ": worker 1: ", 1))
     assert not (tmp_path / "r" / "run.json").exists()
     assert not list(tmp_path.glob("ss_gan_tf-*"))  # the second worker left nothing
 
