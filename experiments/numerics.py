@@ -25,6 +25,9 @@ it: every second step they go on from the float32 run's weights and optimizers, 
 no loss is more than one update of G and two of A away from that run. They may be off by
 2 % and 0.2 %; the first always runs beside bfloat16.
 
+Compared are the losses of the first --compared_steps steps of each stage, and the mIoU
+at the end, for which a run may be longer.
+
 The same command again goes on with what is missing. Exit code 2: something is outside
 its tolerance.
 """
@@ -70,6 +73,12 @@ def define_flags():
         f"Which, of {', '.join(VARIANTS)}.",
     )
     flags.DEFINE_integer("num_seeds", 3, "float32 runs.", lower_bound=2)
+    flags.DEFINE_integer(
+        "compared_steps",
+        50,
+        "The first steps of each stage, whose losses are compared.",
+        lower_bound=1,
+    )
 
 
 def _config_from_flags():
@@ -107,6 +116,7 @@ def main(argv):
             FLAGS.workdir,
             FLAGS.variants,
             FLAGS.num_seeds,
+            FLAGS.compared_steps,
             report=lambda line: print(line, file=sys.stderr, flush=True),
             make_torch_stages=make_torch_stages,
         )

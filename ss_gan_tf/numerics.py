@@ -54,7 +54,8 @@ CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
 # mean over the steps by a third of it. bfloat16 has 8 bits, XLA and PyTorch have
 # another order of sums. Of yardsticks nothing is asked: they show what bfloat16 does
 # to such a run where it rounds but once, and in another implementation, and what the
-# last bit of float32's weights does to it. A rejoined one has no time to go astray.
+# last bit of float32's weights does to it. A rejoined one has no time to go astray; it
+# has the float32 run's weights, so a loss above that mean is held against itself.
 TOLERANCES = {
     "bfloat16": 0.06,
     "float32-xla": 0.02,
@@ -82,6 +83,7 @@ def run_variants(
     workdir: str,
     variants: Sequence[str],
     num_seeds: int = 3,
+    compared_steps: int = 50,
     report: Callable[[str], None] | None = None,
     make_torch_stages: Callable | None = None,
 ) -> dict:
@@ -100,6 +102,7 @@ def run_variants(
             one always runs. Those of `REJOINED` have float32's mIoU, which is not
             compared.
         num_seeds: float32 runs, from the config's seed upwards.
+        compared_steps: the first steps of each stage, whose losses are compared.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
             variants of that name.
@@ -157,7 +160,7 @@ def run_variants(
         if report:
             miou = 100 * runs[variant, seed]["miou"]
             report(f"{variant}, seed {seed}: mIoU {miou:.2f} %")
-    return compare(runs, config.seed)
+    return compare(runs, config.seed, compared_steps)
 
 
 def _digests(config, data_dir, kept, report):
@@ -283,18 +286,23 @@ def _make(config, settings, digests, data_dir, place, path, make_stages):
     shutil.rmtree(place)
 
 
-def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
+def compare(
+    runs: dict[tuple[str, int], dict], seed: int, compared_steps: int = 50
+) -> dict:
     """How far each variant is from float32 of the same seed.
 
     Args:
         runs: (variant, seed) -> "losses" (name -> value of every step) and "miou".
         seed: that of the variants.
+        compared_steps: the first steps of each stage, whose losses are compared.
 
     Returns:
-        "rows": variant, loss, float32 (mean over the steps of the run that the
-        variant is held against), largest and mean (absolute differences as shares of
-        it), allowed ([of the largest, of the mean]), within, outside_from (the first
-        step with more than it may have; early steps may have less than the largest).
+        "rows": variant, loss, steps (how many are compared, of how many), float32 (mean
+        over the steps of the run that the variant is held against), largest and mean
+        (absolute differences as shares of it, a rejoined one's of the step's own loss
+        where that is larger), allowed ([of the largest, of the mean]), within,
+        outside_from (the first step with more than it may have; early steps may have
+        less than the largest).
         "miou": variant, value, difference, within; "spread" is the largest less the
         smallest mIoU of the float32 runs. Allowed and within are None for yardsticks.
 
@@ -317,13 +325,18 @@ def compare(runs: dict[tuple[str, int], dict], seed: int) -> dict:
                 f"{_lengths(reference)}"
             )
         for name, values in reference["losses"].items():
-            expected, given = np.array(values), np.array(run["losses"][name])
+            expected, given = (
+                np.array(of[:compared_steps]) for of in (values, run["losses"][name])
+            )
             scale = np.abs(expected).mean() or 1.0  # 0 in all steps: by itself
+            if variant in REJOINED:
+                scale = np.maximum(scale, np.abs(expected))
             off[variant, name] = np.abs(given - expected) / scale
             rows.append(
                 {
                     "variant": variant,
                     "loss": name,
+                    "steps": [len(expected), len(values)],
                     "float32": float(expected.mean()),
                     "largest": float(off[variant, name].max()),
                     "mean": float(off[variant, name].mean()),
@@ -396,6 +409,12 @@ def format_table(result: dict) -> str:
             f"| {row['largest']:.2%} | {row['mean']:.2%} "
             f"| {_format_allowed(row)} |"
         )
+    compared = {row["loss"].split()[0]: row["steps"] for row in result["rows"]}
+    lines += [
+        f"{stage}: the first {first} of {steps} steps"
+        for stage, (first, steps) in compared.items()
+        if first < steps
+    ]
     values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     lines += ["", f"mIoU of the float32 runs, %: {values}"]
     lines.append(f"spread {100 * result['spread']:.2f} points")

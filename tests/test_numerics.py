@@ -213,6 +213,34 @@ def test_of_a_rejoined_one_the_losses_are_compared_alone():
     assert [end["variant"] for end in result["miou"]] == ["float32-nudged"]
 
 
+def test_a_rejoined_ones_large_loss_is_held_against_itself():
+    runs = {
+        ("float32", 0): run(4.0, 1.0, 1.0, miou=0.5),  # 2 in the mean
+        ("bfloat16-rejoined", 0): run(4.06, 1.0, 1.01, miou=0.5),
+    }
+    (row,) = numerics.compare(runs, 0)["rows"]
+    assert row["largest"] == pytest.approx(0.06 / 4) and row["within"]
+    assert row["mean"] == pytest.approx((0.06 / 4 + 0.01 / 2) / 3)
+
+
+def test_losses_of_the_first_steps_are_compared_and_the_miou_at_the_end():
+    losses = np.ones(60)
+    runs = {
+        ("float32", 0): run(*losses, miou=0.50),
+        ("float32", 1): run(*losses, miou=0.52),
+        ("bfloat16", 0): run(*np.where(np.arange(60) < 50, 1, 9), miou=0.53),
+    }
+    result = numerics.compare(runs, 0)
+    (row,) = result["rows"]
+    assert row["largest"] == 0 and row["within"] and row["steps"] == [50, 60]
+    assert result["miou"][0]["within"] is False
+    assert "phase1: the first 50 of 60 steps" in numerics.format_table(result)
+    result = numerics.compare(runs, 0, compared_steps=51)
+    assert result["rows"][0]["outside_from"] == 51
+    text = numerics.format_table(numerics.compare(runs, 0, compared_steps=60))
+    assert "the first" not in text
+
+
 def change_of(make_stages):
     """What it does to G's weights: a function, or one with the arguments it has."""
     if getattr(make_stages, "func", None) is numerics._rejoining_stages:
@@ -260,7 +288,9 @@ def test_finished_runs_are_shown_without_the_data(one_step, monkeypatch, tmp_pat
     first = numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2)
     monkeypatch.setattr(numerics, "open_dataset", open_nothing)
     said = []
-    shown = numerics.run_variants(Config(), "DATA", str(tmp_path), [], 2, said.append)
+    shown = numerics.run_variants(
+        Config(), "DATA", str(tmp_path), [], 2, report=said.append
+    )
     assert shown == first and "synthetic is not prepared" in said[0]
     with pytest.raises(FileNotFoundError):
         numerics.run_variants(Config(), "DATA", str(tmp_path), [], 3)
@@ -286,7 +316,12 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
     config = Config(seed=3)
     lines = []
     result = numerics.run_variants(
-        config, "DATA", str(tmp_path), [*VARIANTS, "float32-xla"], 2, lines.append
+        config,
+        "DATA",
+        str(tmp_path),
+        [*VARIANTS, "float32-xla"],
+        2,
+        report=lines.append,
     )
     assert [(c.precision, c.jit_compile, c.seed, c.log_every) for c in made] == [
         ("float32", "off", 3, 1),
@@ -385,6 +420,7 @@ def test_the_program_ends_with_one_line(
 ):
     class Flags(dict):
         data_dir, workdir, variants, num_seeds = "DATA", str(tmp_path), [], 2
+        compared_steps = 50
 
         def __missing__(self, name):
             value = given.get(name)
@@ -410,7 +446,12 @@ def test_the_program_ends_with_one_line(
 
 def test_the_program_names_a_folder_that_is_a_file(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    settings = {"data_dir": "DATA", "workdir": f"{tmp_path}/file", "num_seeds": 2}
+    settings = {
+        "data_dir": "DATA",
+        "workdir": f"{tmp_path}/file",
+        "num_seeds": 2,
+        "compared_steps": 50,
+    }
     given = types.SimpleNamespace(variants=[], **settings)
     monkeypatch.setattr(program, "FLAGS", given)
     monkeypatch.setattr(program, "_config_from_flags", Config)
@@ -444,7 +485,9 @@ def test_the_exit_code_is_that_of_the_variants(monkeypatch, tmp_path, off, code)
     }
     result = numerics.compare(runs, 0)
     settings = {"data_dir": "DATA", "workdir": str(tmp_path)}
-    given = types.SimpleNamespace(variants=VARIANTS, num_seeds=2, **settings)
+    given = types.SimpleNamespace(
+        variants=VARIANTS, num_seeds=2, compared_steps=50, **settings
+    )
     monkeypatch.setattr(program, "FLAGS", given)
     monkeypatch.setattr(program, "_config_from_flags", Config)
     monkeypatch.setattr(program, "run_variants", lambda *_, **__: result)
