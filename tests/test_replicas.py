@@ -129,25 +129,19 @@ def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
 
 def _other_rate(folder):
     """The workers would go apart, each with its own."""
-    return (
-        [],
-        "--generator_lr=0.5",
-        (
-            "generator_lr=0.5: on worker 1, worker 0 has 0.0003; all workers of a run need "
-            "the same flags, data and files"
-        ),
+    message = (
+        "generator_lr=0.5: on worker 1, worker 0 has 0.0003; all workers of a run need "
+        "the same flags, data and files"
     )
+    return [], "--generator_lr=0.5", message
 
 
 def _odd_batch(folder):
-    return (
-        [],
-        "--batch_size=3",
-        (
-            "batch_size=3: must be a multiple of 2 devices x accumulate_steps=1; it counts "
-            "the images of all devices together"
-        ),
+    message = (
+        "batch_size=3: must be a multiple of 2 devices x accumulate_steps=1; it counts "
+        "the images of all devices together"
     )
+    return [], "--batch_size=3", message
 
 
 def _damaged_weights(folder):
