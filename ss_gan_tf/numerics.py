@@ -1,8 +1,9 @@
 """Do other precisions and XLA follow the float32 run? The same run, several times.
 
 Each run is one of `train.train`: same batches, same first weights, same seeds of
-dropout. What is compared is every loss of every step and the mIoU at the end; how far
-apart float32 runs of other seeds end says what a difference in mIoU means.
+dropout. What is compared is every loss of every step, or of the first ones, and the
+mIoU at the end; how far apart float32 runs of other seeds end says what a difference in
+mIoU means.
 
     WORKDIR/VARIANT-SEED.json   losses and mIoU of a finished run; it is not run again
 """
@@ -50,12 +51,13 @@ VARIANTS = {
 # Whose losses a variant's are held against, where that is not float32.
 REFERENCES = {"torch-bfloat16": "torch-float32"}
 CHOSEN = ("precision", "jit_compile", "log_every")  # set here for each run
-# A step's loss may be off by this share of the float32 run's mean over its phase; the
-# mean over the steps by a third of it. bfloat16 has 8 bits, XLA and PyTorch have
-# another order of sums. Of yardsticks nothing is asked: they show what bfloat16 does
-# to such a run where it rounds but once, and in another implementation, and what the
-# last bit of float32's weights does to it. A rejoined one has no time to go astray; it
-# has the float32 run's weights, so a loss above that mean is held against itself.
+# A step's loss may be off by this share of the float32 run's mean over the compared
+# steps of its phase; the mean over the steps by a third of it. bfloat16 has 8 bits, XLA
+# and PyTorch have another order of sums. Of yardsticks nothing is asked: they show what
+# bfloat16 does to such a run where it rounds but once, and in another implementation,
+# and what the last bit of float32's weights does to it. A rejoined one has no time to
+# go astray; it is next to the float32 run, so a loss above that mean is held against
+# itself.
 TOLERANCES = {
     "bfloat16": 0.06,
     "float32-xla": 0.02,
@@ -83,9 +85,9 @@ def run_variants(
     workdir: str,
     variants: Sequence[str],
     num_seeds: int = 3,
-    compared_steps: int = 50,
     report: Callable[[str], None] | None = None,
     make_torch_stages: Callable | None = None,
+    compared_steps: int | None = None,
 ) -> dict:
     """Runs float32 for every seed and each variant for the first one.
 
@@ -102,10 +104,11 @@ def run_variants(
             one always runs. Those of `REJOINED` have float32's mIoU, which is not
             compared.
         num_seeds: float32 runs, from the config's seed upwards.
-        compared_steps: the first steps of each stage, whose losses are compared.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
             variants of that name.
+        compared_steps: of each stage, how many losses are compared, from the first
+            step; None is all.
 
     Returns:
         What `compare` says.
@@ -287,18 +290,19 @@ def _make(config, settings, digests, data_dir, place, path, make_stages):
 
 
 def compare(
-    runs: dict[tuple[str, int], dict], seed: int, compared_steps: int = 50
+    runs: dict[tuple[str, int], dict], seed: int, compared_steps: int | None = None
 ) -> dict:
     """How far each variant is from float32 of the same seed.
 
     Args:
         runs: (variant, seed) -> "losses" (name -> value of every step) and "miou".
         seed: that of the variants.
-        compared_steps: the first steps of each stage, whose losses are compared.
+        compared_steps: of each stage, how many losses are compared, from the first
+            step; None is all.
 
     Returns:
         "rows": variant, loss, steps (how many are compared, of how many), float32 (mean
-        over the steps of the run that the variant is held against), largest and mean
+        over these steps of the run that the variant is held against), largest and mean
         (absolute differences as shares of it, a rejoined one's of the step's own loss
         where that is larger), allowed ([of the largest, of the mean]), within,
         outside_from (the first step with more than it may have; early steps may have
@@ -410,11 +414,9 @@ def format_table(result: dict) -> str:
             f"| {_format_allowed(row)} |"
         )
     compared = {row["loss"].split()[0]: row["steps"] for row in result["rows"]}
-    lines += [
-        f"{stage}: the first {first} of {steps} steps"
-        for stage, (first, steps) in compared.items()
-        if first < steps
-    ]
+    for stage, (first, steps) in compared.items():
+        if first < steps:
+            lines += ["", f"{stage}: losses of the first {first} of {steps} steps"]
     values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     lines += ["", f"mIoU of the float32 runs, %: {values}"]
     lines.append(f"spread {100 * result['spread']:.2f} points")

@@ -94,14 +94,13 @@ def train(
     strategy = replicas.make_strategy(config.distribute)
     with replicas.naming_lost_workers(strategy):
         Workers(strategy).agree(functools.partial(_settle, config, strategy))
-    with replicas.own_folder(strategy, workdir) as folder:
-        try:
-            with replicas.naming_lost_workers(strategy):
+        with replicas.own_folder(strategy, workdir) as folder:
+            try:
                 return _train(
                     config, data_dir, folder, progress, stop, make_stages, strategy
                 )
-        except Stopped as reason:  # all workers stop here, and leave together
-            stopped = reason
+            except Stopped as reason:  # all workers stop here, and leave together
+                stopped = reason
     raise stopped
 
 
@@ -113,13 +112,10 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
     )
 
     # --- Models and optimizers -----------------------------------------------
-    def create_networks():
-        with strategy.scope():
-            return stages.create_networks(
-                config, data.class_names, load_weights=not resumes
-            )
-
-    networks, weights = workers.agree(lambda: (create_networks(), {}))
+    with strategy.scope():
+        networks, weights = stages.create_networks(
+            config, data.class_names, load_weights=not resumes
+        )
     if not resumes:
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
@@ -142,16 +138,17 @@ def _settle(config, strategy):
     """Refuses a batch that the devices cannot share.
 
     Returns:
-        None, and what all workers must have alike; of weights what they are, not where.
+        None, and what all workers must have alike; of weights whether there are any,
+        not where.
     """
     replicas.check_batch(
         config.batch_size, config.accumulate_steps, strategy.num_replicas_in_sync
     )
-    paths = ("backbone_weights", "init_generator")
-    fields = json.loads(config.to_json())
-    return None, {"version": __version__} | {
-        name: value for name, value in fields.items() if name not in paths
+    fields = json.loads(config.to_json()) | {
+        "backbone_weights": config.backbone_weights != "none",
+        "init_generator": bool(config.init_generator),
     }
+    return None, {"version": __version__} | fields
 
 
 def _prepare(config, data_dir, workdir):

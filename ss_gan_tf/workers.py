@@ -82,7 +82,8 @@ class Workers:
 
         Args:
             prepare: () -> (anything, facts that have to be the same on every worker,
-                JSON-ready; None where one is not known).
+                JSON-ready; None where one is not known). It must not wait for others,
+                nor create variables of the strategy: when it fails, they wait here.
 
         Raises:
             ValueError: another worker cannot go on, or has another fact; names the
@@ -112,9 +113,11 @@ class Workers:
 
     def _exchange(self, message, error):
         """`exchange`, then the own error is raised, or that of another worker."""
-        answers = self.exchange(message)
-        if error:
-            raise error
+        try:
+            answers = self.exchange(message)
+        finally:
+            if error:
+                raise error
         for number, answer in enumerate(answers):
             if answer.startswith(_TROUBLE):
                 text = answer[1:].decode(errors="replace")

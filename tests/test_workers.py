@@ -84,6 +84,22 @@ def test_nothing_at_all_ends_at_once():
     assert Hall(2).run([[], []]) == [([], None), ([], None)]
 
 
+def test_an_own_error_is_told_where_the_others_are_out_of_reach(monkeypatch):
+    workers = Hall(2).worker(0)
+
+    def out_of_reach(message):
+        raise tf.errors.InternalError(None, None, "Collective ops is aborted")
+
+    def prepare():
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(workers, "exchange", out_of_reach)
+    with pytest.raises(OSError, match="the disk is gone"):
+        workers.agree(prepare)
+    with pytest.raises(tf.errors.InternalError):
+        workers.agree(lambda: (None, {}))
+
+
 def test_an_error_ends_all_of_them_in_one_round():
     def failing():
         yield image(1)
