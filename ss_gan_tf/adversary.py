@@ -17,6 +17,7 @@ from ss_gan_tf.backbones import scaled
 from ss_gan_tf.convolution import Conv2D, LeakyReLU
 from ss_gan_tf.resampling import (
     AdaptiveAveragePooling,
+    AveragePooling2D,
     UnitRMS,
     adaptive_average_pool,
     height_width,
@@ -92,9 +93,9 @@ def build_adversary(
         x = AdaptiveAveragePooling(name="area")(x, reference=features)
         x = layers.Concatenate(name="merge")([x, features])
     x = _conv(x, scaled(128, width), 1)
-    x = layers.AveragePooling2D(2, name="pool2")(x)
+    x = AveragePooling2D(2, name="pool2")(x)
     x = _conv(x, scaled(256, width), 3)
-    x = layers.AveragePooling2D(2, name="pool4")(x)
+    x = AveragePooling2D(2, name="pool4")(x)
     x = _conv(x, scaled(512, width), 5)
     # [B,h/4,w/4,1]
     x = Conv2D(

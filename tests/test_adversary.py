@@ -8,7 +8,7 @@ from keras import layers
 
 from ss_gan_tf import adversary as adversary_lib
 from ss_gan_tf.adversary import fake_map, real_map, valid_cells, verdict_accuracy
-from ss_gan_tf.resampling import AdaptiveAveragePooling
+from ss_gan_tf.resampling import AdaptiveAveragePooling, AveragePooling2D
 
 VOID = 255
 TINY = 1 / 32  # width; 8 filters, 16 in layer 5
@@ -190,7 +190,7 @@ def table2(adversary):
             assert layer.activation is keras.activations.linear
         elif isinstance(layer, layers.LeakyReLU):
             rows.append(("leaky", layer.negative_slope))
-        elif isinstance(layer, layers.AveragePooling2D):
+        elif isinstance(layer, AveragePooling2D):
             rows.append(("pool", *layer.pool_size, *layer.strides))
         elif isinstance(layer, AdaptiveAveragePooling):
             rows.append(("area", layer.size or layer.stride))

@@ -1,11 +1,14 @@
 """Exact areas, gradients at every pixel, and any size with static or dynamic shapes."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ss_gan_tf import resampling
+from ss_gan_tf.convolution import on_another_device
 from ss_gan_tf.resampling import adaptive_average_pool
 
 SIZES = [
@@ -124,6 +127,87 @@ def test_pooling_keeps_the_precision():
             np.testing.assert_allclose(tf.cast(pooled, tf.float32), 1, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+@pytest.mark.parametrize("size", [(4, 4), (3, 7), (5, 4)])
+def test_halves_are_summed_in_float32_and_rounded_once(dtype, size):
+    """(4, 4) has windows of 4x4, the others weigh cells by the share inside."""
+    x = tf.cast(random_input(2, 16, 16, 3) + 2, dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        pooled = adaptive_average_pool(x, size)
+    full = adaptive_average_pool(tf.cast(x, tf.float32), size)
+    np.testing.assert_array_equal(pooled, tf.cast(full, dtype))
+    gradient = tape.gradient(pooled, x)
+    assert gradient.dtype == dtype
+    total = tf.reduce_sum(tf.cast(gradient, tf.float64))
+    np.testing.assert_allclose(total, 2 * 3 * size[0] * size[1], rtol=2e-3)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_device_averages_by_itself_where_it_does_so_right(monkeypatch, right):
+    asked = []
+    monkeypatch.setattr(
+        resampling, "device_averages_right", lambda dtype: asked.append(dtype) or right
+    )
+    layer = resampling.AveragePooling2D(2, dtype="mixed_bfloat16")
+
+    def kinds(dtype):
+        image = tf.TensorSpec([2, 8, 8, 3], dtype)
+        graph = tf.function(layer).get_concrete_function(image).graph
+        return {
+            x.inputs[0].dtype for x in graph.get_operations() if x.type == "AvgPool"
+        }
+
+    assert kinds(tf.bfloat16) == {tf.bfloat16 if right else tf.float32}
+    assert asked == [tf.bfloat16]
+    with on_another_device():
+        assert kinds(tf.bfloat16) == {tf.float32}
+    assert asked == [tf.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+def test_the_device_is_asked_by_averaging(monkeypatch, dtype):
+    real = tf.nn.avg_pool2d
+
+    def in_float32(x, *args):
+        return tf.cast(real(tf.cast(x, tf.float32), *args), x.dtype)
+
+    def one_by_one(x, *args):
+        cells = tf.unstack(tf.reshape(x, [-1, 16]), axis=1)
+        return tf.reshape(functools.reduce(tf.add, cells) / 16, [-1, 1, 1, 1])
+
+    for kernel, right in ((in_float32, True), (one_by_one, False)):
+        monkeypatch.setattr(tf.nn, "avg_pool2d", kernel)
+        assert resampling.device_averages_right.__wrapped__(dtype) == right
+
+
+def test_the_device_may_be_asked_while_a_step_is_traced():
+    layer = resampling.AveragePooling2D(4, dtype="mixed_bfloat16")
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.cast(layer(x), tf.float32)
+        return y, tape.gradient(y, x)
+
+    resampling.device_averages_right.cache_clear()
+    x = tf.cast(tf.reshape([256.0] + [1.0] * 14 + [0.0], [1, 4, 4, 1]), tf.bfloat16)
+    average, at_x = gradient(x)
+    assert average == 16.875
+    np.testing.assert_array_equal(
+        tf.cast(at_x, tf.float32), np.full([1, 4, 4, 1], 1 / 16)
+    )
+    assert resampling.device_averages_right.cache_info().misses == 1
+
+
+def test_average_pooling_is_keras_own_in_float32():
+    x = random_input(2, 9, 7, 3)
+    ours, theirs = resampling.AveragePooling2D(2), keras.layers.AveragePooling2D(2)
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    assert ours.compute_output_shape(x.shape) == theirs.compute_output_shape(x.shape)
+
+
 def test_layer_takes_a_size_or_a_stride_or_a_reference():
     x = random_input(1, 21, 18, 2)
     layer = resampling.AdaptiveAveragePooling
@@ -208,6 +292,7 @@ def test_layers_are_rebuilt_from_their_config():
     for layer in (
         resampling.AdaptiveAveragePooling(size=3, name="a"),
         resampling.AdaptiveAveragePooling(stride=4, name="b"),
+        resampling.AveragePooling2D(2, name="g"),
         resampling.PadToMultiple(8, name="c"),
         resampling.BilinearUpsampling(8, name="d"),
         resampling.BroadcastLike(name="e"),
@@ -216,5 +301,5 @@ def test_layers_are_rebuilt_from_their_config():
         config = layer.get_config()
         again = type(layer).from_config(config)
         assert again.get_config() == config
-        for name in ("size", "stride", "multiple", "factor"):
+        for name in ("size", "stride", "multiple", "factor", "pool_size"):
             assert getattr(again, name, None) == getattr(layer, name, None)

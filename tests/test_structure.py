@@ -115,7 +115,7 @@ MAY_IMPORT = {
     "per_image": {"messages"},
     "profiling": set(),
     "replicas": {"lock", "messages"},
-    "resampling": set(),
+    "resampling": {"convolution"},
     "resources": set(),
     "states": set(),
     "strict_json": set(),
