@@ -79,7 +79,7 @@ class Conv2D(keras.layers.Conv2D):
                     at_image = tf.raw_ops.Conv2DBackpropInput(
                         input_sizes=tf.shape(x), filter=w, out_backprop=gradient, **how
                     )
-                if few:
+                if few is True:
                     at_kernel = at_kernel_by_product(x, gradient, w.shape)
                 else:
                     at_kernel = tf.raw_ops.Conv2DBackpropFilter(
@@ -88,9 +88,13 @@ class Conv2D(keras.layers.Conv2D):
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
             few = product and _has_few_patches(image, kernel)
-            if few and image.dtype == tf.float32:  # bfloat16's is slower
+            if image.dtype != tf.float32 or few is False:  # bfloat16's is slower
+                return convolve(image, kernel), backward
+            if few is True:
                 return convolve_by_product(image, kernel), backward
-            return convolve(image, kernel), backward
+            ways = (convolve_by_product, convolve)
+            ways = (functools.partial(way, image, kernel) for way in ways)
+            return tf.cond(few, *ways), backward
 
         return forward(inputs, tf.convert_to_tensor(kernel))
 
@@ -99,7 +103,7 @@ class Conv2D(keras.layers.Conv2D):
         return (
             self.padding == "same"
             and self.strides == (1, 1)
-            and max(self.kernel_size) > 1
+            and (max(self.kernel_size) > 1 or not _uses_onednn())
             and math.prod(kernel.shape) >= PRODUCT_FROM
             and all(size % 2 for size in self.kernel_size)
             and not tf.config.list_logical_devices("GPU")
@@ -107,11 +111,10 @@ class Conv2D(keras.layers.Conv2D):
 
 
 def _has_few_patches(image, kernel):
-    """Whether the map's patches are known to take no more room than the kernel."""
-    return (
-        image.shape.is_fully_defined()
-        and math.prod(image.shape[:3]) <= kernel.shape[-1]
-    )
+    """Whether a map's patches take no more room than the kernel; or a tensor of it."""
+    if image.shape[:3].is_fully_defined():
+        return math.prod(image.shape[:3]) <= kernel.shape[-1]
+    return tf.reduce_prod(tf.shape(image)[:3]) <= kernel.shape[-1]
 
 
 def convolve_by_product(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -120,15 +123,16 @@ def convolve_by_product(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     oneDNN lays the kernel out anew in each call; a product takes it as it lies.
 
     Args:
-        image: [B, H, W, F], B, H and W known.
+        image: [B, H, W, F].
         kernel: [k, k', F, F'].
 
     Returns:
         [B, H, W, F'].
     """
     filters = kernel.shape[-1]
-    product = _patches(image, kernel.shape) @ tf.reshape(kernel, [-1, filters])
-    return tf.reshape(product, [*image.shape[:3], filters])
+    patches = _patches(image, kernel.shape)
+    product = _product(patches, tf.reshape(kernel, [-1, filters]))
+    return tf.reshape(product, [*_sizes(image), filters])
 
 
 def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Tensor:
@@ -154,7 +158,7 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
 def _patches(image, shape):
     """What a kernel of this shape meets at each cell: [B H W, k k' F], odd, SAME."""
     rows, columns, filters_in, _ = shape
-    _, height, width, _ = image.shape
+    _, height, width = _sizes(image)
     around = [[0, 0], *([size // 2] * 2 for size in (rows, columns)), [0, 0]]
     padded = tf.pad(image, around)
     # tf.image.extract_patches takes XLA longer.
@@ -164,6 +168,33 @@ def _patches(image, shape):
         for column in range(columns)
     ]
     return tf.reshape(tf.concat(met, axis=-1), [-1, rows * columns * filters_in])
+
+
+def _sizes(image):
+    """B, H and W: ints where static, scalars where not."""
+    known, found = image.shape[:3], tf.unstack(tf.shape(image)[:3])
+    return [n if n is not None else m for n, m in zip(known, found, strict=True)]
+
+
+def _product(left, right, transpose_b=False):
+    """[M, K] and [K, N], or [N, K] to be transposed -> [M, N].
+
+    TensorFlow's kernel for CPUs without oneDNN takes up to twice as long where N or K
+    is a power of two: rows that lie so far apart share a few lines of the cache, and
+    fc6 and fc7 have 4,096 filters. There the transposed product is computed, whose
+    rows are made an odd number of lines long.
+    """
+    if left.dtype != tf.float32 or _uses_onednn():
+        return tf.matmul(left, right, transpose_b=transpose_b)
+    rows = left.shape[0] if left.shape[0] is not None else tf.shape(left)[0]
+    padded = tf.pad(left, [[0, (16 - rows) % 32], [0, 0]])  # a line is 16 numbers
+    product = tf.matmul(right, padded, transpose_a=not transpose_b, transpose_b=True)
+    return tf.transpose(product)[:rows]
+
+
+def _uses_onednn():
+    """Whether this CPU's convolutions and products are oneDNN's."""
+    return device_differentiates_dilation(tf.float32)
 
 
 def at_image_by_product(gradient: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -183,7 +214,7 @@ def at_image_by_product(gradient: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """
     rows, columns, filters_in, filters = kernel.shape
     batch, height, width = tf.unstack(tf.shape(gradient)[:3])
-    sent = tf.matmul(
+    sent = _product(
         tf.reshape(gradient, [-1, filters]),
         tf.reshape(kernel, [-1, filters]),
         transpose_b=True,
@@ -272,6 +303,35 @@ def device_adds_right() -> bool:
     with tf.init_scope():  # it pauses tapes and leaves the graph that is being built
         counted = count(tf.ones([2, 80, 80, 4], tf.bfloat16))
         return bool(tf.reduce_all(counted == 2 * 80 * 80))
+
+
+@functools.cache
+def device_differentiates_dilation(dtype: tf.DType) -> bool:
+    """Whether there are kernels for both gradients here, found out by calling them.
+
+    Of CPUs those that use oneDNN have them.
+    """
+    if dtype == tf.float16 and not tf.config.list_logical_devices("GPU"):
+        return False  # which kernel a CPU takes depends on the shapes
+
+    @tf.function
+    def both_gradients(image, kernel):
+        same = {"strides": [1] * 4, "padding": "SAME", "dilations": [1, 2, 2, 1]}
+        return (
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=image.shape, filter=kernel, out_backprop=image, **same
+            ),
+            tf.raw_ops.Conv2DBackpropFilter(
+                input=image, filter_sizes=kernel.shape, out_backprop=image, **same
+            ),
+        )
+
+    with tf.init_scope():  # it pauses tapes: the kernels are called by their names
+        try:
+            both_gradients(tf.ones([1, 5, 5, 1], dtype), tf.ones([3, 3, 1, 1], dtype))
+        except tf.errors.OpError:
+            return False
+    return True
 
 
 # --- Programs for other devices ----------------------------------------------

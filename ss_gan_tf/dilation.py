@@ -22,6 +22,7 @@ import tensorflow as tf
 from ss_gan_tf.convolution import (
     Conv2D,
     device_adds_right,
+    device_differentiates_dilation,
     in_float32,
     is_for_another_device,
 )
@@ -42,7 +43,7 @@ class DilatedConv2D(Conv2D):
             return super().convolution_op(inputs, kernel)
         # Keras refuses other strides where there is dilation.
         elsewhere = is_for_another_device() or tf.config.list_logical_devices("GPU")
-        differentiates = elsewhere or _device_differentiates_dilation(inputs.dtype)
+        differentiates = elsewhere or device_differentiates_dilation(inputs.dtype)
         if differentiates and (elsewhere or self.groups > 1):
             return tf.nn.conv2d(inputs, kernel, 1, padding, dilations=rates)
         if self.groups > 1:
@@ -72,9 +73,10 @@ def convolve(
         rates: along H and W.
         padding: "SAME" or "VALID".
         differentiates: whether the device has a kernel for the gradient at x that
-            leaves padding out as its forward kernel does; then both are taken, but for
-            one small float32 image by itself at such a rate, which products convolve
-            sooner: they take the kernel as it lies.
+            leaves padding out as its forward kernel does; then both are taken.
+
+    One small float32 image by itself is convolved by products at such a rate, which are
+    sooner done: they take the kernel as it lies.
 
     Returns:
         [B, H', W', F'].
@@ -91,12 +93,15 @@ def convolve(
 
     @tf.custom_gradient
     def forward(image, kernel):
+        together = functools.partial(
+            tf.nn.conv2d, image, kernel, 1, padding, dilations=rates
+        )
         if cut:
-            out = _in_parts(image, kernel, rates)
-        elif wide and image.dtype == tf.float32:
-            out = _by_products_if_alone(image, kernel, rates)
+            together = functools.partial(_in_parts, image, kernel, rates)
+        if wide and image.dtype == tf.float32:
+            out = _by_products_if_alone(image, kernel, rates, together)
         else:
-            out = tf.nn.conv2d(image, kernel, 1, padding, dilations=rates)
+            out = together()
 
         def backward(gradient):
             full = image, gradient
@@ -133,15 +138,13 @@ def convolve(
     return forward(image, kernel)
 
 
-def _by_products_if_alone(image, kernel, rates):
+def _by_products_if_alone(image, kernel, rates, together):
     """[B, H, W, F] -> [B, H, W, F'], SAME; odd kernels.
 
-    By products where B is 1 and the map is small, whatever of that is known.
+    By products where B is 1 and the map is small, whatever of that is known, else by
+    `together`.
     """
     alone = functools.partial(_by_products, image, kernel, rates)
-    together = functools.partial(
-        tf.nn.conv2d, image, kernel, 1, "SAME", dilations=rates
-    )
     if image.shape[:3].is_fully_defined():
         batch_size, *size = image.shape[:3]
         is_alone = batch_size == 1 and math.prod(size) <= ALONE_UP_TO
@@ -283,29 +286,3 @@ def _overlap(size, out_size, shift):
     start = tf.minimum(max(0, -shift), out_size)
     stop = tf.maximum(start, tf.minimum(out_size, size - shift))  # it may lead beyond
     return slice(start + shift, stop + shift), slice(start, stop)
-
-
-@functools.cache
-def _device_differentiates_dilation(dtype: tf.DType) -> bool:
-    """Whether the kernels of both gradients exist here, found out by calling them."""
-    if dtype == tf.float16 and not tf.config.list_logical_devices("GPU"):
-        return False  # which kernel a CPU takes depends on the shapes
-
-    @tf.function
-    def both_gradients(image, kernel):
-        same = {"strides": [1] * 4, "padding": "SAME", "dilations": [1, 2, 2, 1]}
-        return (
-            tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=image.shape, filter=kernel, out_backprop=image, **same
-            ),
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=image, filter_sizes=kernel.shape, out_backprop=image, **same
-            ),
-        )
-
-    with tf.init_scope():  # it pauses tapes: the kernels are called by their names
-        try:
-            both_gradients(tf.ones([1, 5, 5, 1], dtype), tf.ones([3, 3, 1, 1], dtype))
-        except tf.errors.OpError:
-            return False
-    return True

@@ -63,7 +63,7 @@ def test_kernels_learn_from_every_cell(monkeypatch, size, strides, padding, use_
 @pytest.mark.parametrize("rate", [1, 2, 8])
 def test_gradients_are_rounded_once(monkeypatch, rate):
     monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: False)
     rng = np.random.default_rng(0)
     image, kernel, gradient = (
         tf.constant(rng.normal(size=shape), tf.bfloat16)
@@ -149,7 +149,7 @@ def test_the_device_may_be_asked_while_a_step_is_traced(jit_compile):
 def test_nothing_is_cast_before_the_gradient_is_there(monkeypatch, rate):
     """What is cast in the forward pass is kept for the backward one, twice as large."""
     monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: False)
     conv = Conv2D if rate == 1 else DilatedConv2D
     layer = conv(3, 3, padding="same", dilation_rate=rate, dtype="bfloat16")
     layer.build([1, 24, 24, 2])
@@ -230,7 +230,7 @@ def test_equals_keras_but_for_the_bias_gradient(monkeypatch, policy):
 )
 def test_the_networks_are_made_of_it(monkeypatch, build):
     monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: False)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -338,7 +338,8 @@ def test_fc6_learns_by_products(monkeypatch, policy, away, adds_right, known):
     assert "MatMul" not in others and gradients < others
     # That at the kernel where the patches are known to be few: 4 x 2 x 2 <= 16.
     assert kinds & gradients == (set() if known else {"Conv2DBackpropFilter"})
-    assert ("Conv2D" in kinds) == (policy != "float32" or not known)
+    assert ("Conv2D" in kinds) == (policy != "float32")
+    assert ("StatelessIf" in kinds) == (policy == "float32" and not known)
     # In what each product is computed; one of float32 is the forward pass.
     halves = policy == "mixed_bfloat16" and adds_right
     products = [op for op in operations if op.type == "MatMul"]
@@ -423,6 +424,64 @@ def test_many_patches_are_left_to_the_device(monkeypatch):
         assert not few == ("Conv2D" in kinds) == ("Conv2DBackpropFilter" in kinds)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("size", [1, 7])
+def test_how_many_patches_there_are_may_be_unknown(monkeypatch, size, jit_compile):
+    """The graph of an export: it takes whatever way suits the images it gets."""
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    layer = Conv2D(16, size, padding="same", activation="relu")
+    plain = keras.layers.Conv2D(16, size, padding="same", activation="relu")
+    for each in (layer, plain):
+        each.build([None, None, None, 8])
+    plain.set_weights(layer.get_weights())
+    spec = tf.TensorSpec([None, None, None, 8])
+    run = tf.function(layer, input_signature=[spec], jit_compile=jit_compile)
+    found = run.get_concrete_function().graph.as_graph_def()
+    branches = {
+        kind: [f for f in found.library.function if kind in [n.op for n in f.node_def]]
+        for kind in ("Conv2D", "MatMul")
+    }
+    assert len(branches["Conv2D"]) == len(branches["MatMul"]) == 1
+    assert branches["Conv2D"] != branches["MatMul"]
+    for shape in ([1, 4, 4], [1, 4, 5], [3, 2, 3], [2, 1, 8]):
+        image = tf.random.stateless_normal([*shape, 8], [1, 2])
+        np.testing.assert_allclose(run(image), plain(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_fc7_is_a_product_without_onednn(monkeypatch, onednn):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 8 * 16)
+    layer = Conv2D(16, 1, padding="same")
+    layer.build([2, 2, 4, 8])
+    kinds = kinds_of(layer, tf.ones([2, 2, 4, 8]), known=True)
+    assert ("Conv2D" in kinds) == ("Conv2DBackpropInput" in kinds) == onednn
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("transpose_b", [True, False])
+@pytest.mark.parametrize("rows", [1, 16, 17, 48, 64])
+def test_rows_of_a_transposed_product_lie_an_odd_number_of_lines_apart(
+    monkeypatch, rows, transpose_b, onednn
+):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=shape) for shape in ([rows, 8], [8, 64]))
+    given = np.float32(right.T if transpose_b else right)
+    product = tf.function(lambda left: convolution._product(left, given, transpose_b))
+    traced = product.get_concrete_function(tf.TensorSpec([rows, 8]))
+    (matmul,) = (op for op in traced.graph.get_operations() if op.type == "MatMul")
+    first, second = matmul.outputs[0].shape
+    if onednn:
+        assert (first, second) == (rows, 64)
+    else:
+        assert first == 64 and second >= rows and second % 32 == 16
+    np.testing.assert_allclose(
+        traced(np.float32(left)), left @ right, rtol=1e-4, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy):
     """Else they are made with the forward pass, and kept through all of the step."""
@@ -435,6 +494,7 @@ def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy):
         op
         for op in operations
         if op.type == "MatMul" and op.outputs[0].shape == [7 * 7 * 8, 16]
+        if op.get_attr("transpose_a") and not op.get_attr("transpose_b")
     )
     (gradient,) = (op for op in operations if op.type == "ReluGrad")
     cut = at_kernel.inputs[0].op.inputs[0].op

@@ -71,7 +71,7 @@ def test_what_is_asked_of_the_device_is_what_a_step_needs():
         works = True
     except tf.errors.OpError:
         works = False
-    assert dilation._device_differentiates_dilation(tf.float32) == works
+    assert dilation.device_differentiates_dilation(tf.float32) == works
 
 
 def test_gradients_in_a_compiled_graph_on_any_device():
@@ -85,7 +85,7 @@ def test_gradients_in_a_compiled_graph_on_any_device():
 @pytest.mark.parametrize("differentiates", [True, False])
 def test_the_trunk_rearranges_nothing(differentiates, monkeypatch):
     monkeypatch.setattr(
-        dilation, "_device_differentiates_dilation", lambda _: differentiates
+        dilation, "device_differentiates_dilation", lambda _: differentiates
     )
     image = keras.Input((None, None, 3))
     trunk = keras.Model(image, resnet50_trunk(image, width=0.125))
@@ -99,7 +99,7 @@ def test_the_trunk_rearranges_nothing(differentiates, monkeypatch):
 @pytest.fixture
 def device_without_gradients(monkeypatch):
     """A device that takes the dilation forwards alone, as a CPU without oneDNN."""
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: False)
 
 
 @pytest.fixture(params=["forwards alone", "in both directions"])
@@ -107,7 +107,7 @@ def either_device(request, monkeypatch):
     """A device that takes the dilation in one direction, or in both as here."""
     if request.param == "forwards alone":
         request.getfixturevalue("device_without_gradients")
-    elif not dilation._device_differentiates_dilation(tf.float32):
+    elif not dilation.device_differentiates_dilation(tf.float32):
         pytest.skip("this device takes the dilation forwards alone")
 
 
@@ -178,7 +178,7 @@ def test_where_the_device_can_the_kernel_learns_by_products(
     adds_right, products_in, monkeypatch
 ):
     """Types of TensorFlow: 14 is bfloat16, 1 float32, in which sums are right."""
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: True)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: True)
     monkeypatch.setattr(dilation, "device_adds_right", lambda: adds_right)
     layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same", dtype="bfloat16")
     layer.build([2, 21, 14, 3])
@@ -200,17 +200,25 @@ def test_where_the_device_can_the_kernel_learns_by_products(
         assert all(before in behind(part) for part in parts)
 
 
+@pytest.fixture(params=[False, True])
+def any_device(request, monkeypatch):
+    """A CPU without oneDNN, and one with it."""
+    monkeypatch.setattr(
+        dilation, "device_differentiates_dilation", lambda _: request.param
+    )
+
+
 @pytest.fixture
 def device_with_gradients(monkeypatch):
     """A device that takes the dilation in both directions, as a CPU with oneDNN."""
-    monkeypatch.setattr(dilation, "_device_differentiates_dilation", lambda _: True)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: True)
 
 
 @pytest.mark.parametrize(
     "size, rate",
     [(3, 9), (3, 15), (3, 24), (3, 40), (5, (8, 9)), ((1, 5), (2, 9)), ((5, 3), 8)],
 )
-def test_one_image_alone_is_made_of_products(size, rate, device_with_gradients):
+def test_one_image_alone_is_made_of_products(size, rate, any_device):
     theirs, ours = both(rate, size=size, padding="same")
     image = tf.random.stateless_normal([1, 21, 30, 3], [1, 2])
     traced = tf.function(lambda image: ours(image)).get_concrete_function(image)
@@ -222,7 +230,7 @@ def test_one_image_alone_is_made_of_products(size, rate, device_with_gradients):
 
 
 def test_its_products_leave_out_padding_and_copy_one_part_at_a_time(
-    device_with_gradients,
+    any_device,
 ):
     layer = DilatedConv2D(4, 3, dilation_rate=9, padding="same")
     layer.build([1, 21, 14, 3])
@@ -265,7 +273,7 @@ def test_others_are_convolved_by_the_device(
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("sizes", [(None, None, None), (1, None, None), (None, 21, 30)])
 def test_whether_it_is_alone_may_be_unknown(
-    sizes, jit_compile, device_with_gradients, monkeypatch
+    sizes, jit_compile, any_device, monkeypatch
 ):
     """The graph of an export: it takes whatever way suits the images it gets."""
     theirs, ours = both(9, padding="same")

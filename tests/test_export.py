@@ -132,7 +132,7 @@ def test_dilations_are_said_and_plain_to_converters(
     differentiates, rate, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        dilation, "_device_differentiates_dilation", lambda _: differentiates
+        dilation, "device_differentiates_dilation", lambda _: differentiates
     )
     image = keras.Input((None, None, 3))
     layer = dilation.DilatedConv2D(3, 3, dilation_rate=rate, padding="same")

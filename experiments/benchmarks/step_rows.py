@@ -10,7 +10,7 @@ from experiments.benchmarks import timing, workers
 
 PHASES = ("phase1", "control", "adversarial")
 KEEPS = ", keeps memory"  # of a peer with the allocator's settings of ours
-PRODUCT_SIZE = 2048  # side of the matrices that measure the machine's rate
+PRODUCT_SIZE = 4000  # side of the matrices that measure the machine's rate
 
 # What a worker offers besides its steps.
 _NOT_TIMED = {"flops", "machine", "peak_memory"}

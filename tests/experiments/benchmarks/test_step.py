@@ -42,7 +42,7 @@ def test_arithmetic_counts_the_same_whatever_this_device_differentiates(monkeypa
     counts = []
     for differentiates in (True, False):
         monkeypatch.setattr(
-            dilation, "_device_differentiates_dilation", lambda _, it=differentiates: it
+            dilation, "device_differentiates_dilation", lambda _, it=differentiates: it
         )
         settings = {**SETTINGS, "arm": "resnet50", "phases": ["phase1"]}
         counts.append(step.build_ours(settings)["flops"]())
