@@ -65,7 +65,9 @@ def convolve(
     gradient at x[v] is sum_i y'[v - rate i + before] k[i]: y' convolved with the
     reversed kernel. That at k[i] is the product of x, moved by rate i - before, with y'
     where they overlap. Kernels of odd sizes with SAME
-    padding and a rate of CUT_FROM or more multiply nothing that lies on padding.
+    padding and a rate of CUT_FROM or more multiply nothing that lies on padding; one
+    small float32 image by itself is convolved by products at such a rate, which are
+    sooner done: they take the kernel as it lies.
 
     Args:
         image: [B, H, W, F].
@@ -74,9 +76,6 @@ def convolve(
         padding: "SAME" or "VALID".
         differentiates: whether the device has a kernel for the gradient at x that
             leaves padding out as its forward kernel does; then both are taken.
-
-    One small float32 image by itself is convolved by products at such a rate, which are
-    sooner done: they take the kernel as it lies.
 
     Returns:
         [B, H', W', F'].
