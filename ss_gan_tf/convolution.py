@@ -22,7 +22,8 @@ class Conv2D(keras.layers.Conv2D):
 
     That at the bias is a sum, and the others are computed in float32 where the device
     adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
-    large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32.
+    large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32;
+    without oneDNN fc7's, too.
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -92,6 +93,8 @@ class Conv2D(keras.layers.Conv2D):
                 return convolve(image, kernel), backward
             if few is True:
                 return convolve_by_product(image, kernel), backward
+            if _uses_onednn():
+                return convolve(image, kernel), backward
             ways = (convolve_by_product, convolve)
             ways = (functools.partial(way, image, kernel) for way in ways)
             return tf.cond(few, *ways), backward
@@ -103,10 +106,10 @@ class Conv2D(keras.layers.Conv2D):
         return (
             self.padding == "same"
             and self.strides == (1, 1)
-            and (max(self.kernel_size) > 1 or not _uses_onednn())
             and math.prod(kernel.shape) >= PRODUCT_FROM
             and all(size % 2 for size in self.kernel_size)
             and not tf.config.list_logical_devices("GPU")
+            and (max(self.kernel_size) > 1 or not _uses_onednn())
         )
 
 
@@ -120,7 +123,8 @@ def _has_few_patches(image, kernel):
 def convolve_by_product(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """A convolution of stride 1 with an odd kernel, SAME, as one matrix product.
 
-    oneDNN lays the kernel out anew in each call; a product takes it as it lies.
+    oneDNN lays the kernel out anew in each call; a product takes it as it lies. For
+    CPUs without oneDNN see `_product`.
 
     Args:
         image: [B, H, W, F].
@@ -181,8 +185,8 @@ def _product(left, right, transpose_b=False):
 
     TensorFlow's kernel for CPUs without oneDNN takes up to twice as long where N or K
     is a power of two: rows that lie so far apart share a few lines of the cache, and
-    fc6 and fc7 have 4,096 filters. There the transposed product is computed, whose
-    rows are made an odd number of lines long.
+    fc6 and fc7 have 4,096 filters. Without oneDNN the transposed product is computed,
+    whose rows are made an odd number of lines long.
     """
     if left.dtype != tf.float32 or _uses_onednn():
         return tf.matmul(left, right, transpose_b=transpose_b)

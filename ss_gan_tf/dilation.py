@@ -8,8 +8,8 @@ that is enough: the gradient with respect to the input is a dilated convolution 
 and that with respect to the kernel one matrix product for each of its positions. Such a
 CPU multiplies the padding as well; there the map is cut where the dilated kernel meets
 its edges, and each part convolved with what lies on the map. oneDNN multiplies it in
-the gradient with respect to the kernel alone, which is made of products there too; and
-one image by itself is convolved by products sooner than by its forward kernel.
+the gradient with respect to the kernel alone, which is made of products there too. One
+image by itself is convolved by products, which are sooner done on both kinds.
 """
 
 import functools

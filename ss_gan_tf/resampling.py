@@ -96,8 +96,22 @@ def device_averages_right(dtype: tf.DType) -> bool:
 class AveragePooling2D(keras.layers.AveragePooling2D):
     """`keras.layers.AveragePooling2D` with sums in float32, as `average_pool`.
 
-    For the padding, strides and order of axes that are Keras' defaults.
+    Raises:
+        ValueError: padding, strides or an order of axes that are not Keras' defaults.
     """
+
+    def __init__(self, pool_size, **kwargs):
+        super().__init__(pool_size, **kwargs)
+        if (self.strides, self.padding, self.data_format) != (
+            self.pool_size,
+            "valid",
+            "channels_last",
+        ):
+            raise ValueError(
+                f"strides={self.strides}, padding={self.padding}, "
+                f"data_format={self.data_format}: must be {self.pool_size}, valid, "
+                "channels_last"
+            )
 
     def call(self, x):
         """[B, H, W, F] -> [B, H // rows, W // columns, F]."""

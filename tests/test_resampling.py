@@ -201,6 +201,14 @@ def test_the_device_may_be_asked_while_a_step_is_traced():
     assert resampling.device_averages_right.cache_info().misses == 1
 
 
+@pytest.mark.parametrize(
+    "other", [{"strides": 1}, {"padding": "same"}, {"data_format": "channels_first"}]
+)
+def test_other_average_poolings_are_refused(other):
+    with pytest.raises(ValueError, match="must be"):
+        resampling.AveragePooling2D(2, **other)
+
+
 def test_average_pooling_is_keras_own_in_float32():
     x = random_input(2, 9, 7, 3)
     ours, theirs = resampling.AveragePooling2D(2), keras.layers.AveragePooling2D(2)
