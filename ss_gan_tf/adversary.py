@@ -14,13 +14,12 @@ from keras import layers
 
 from ss_gan_tf import backbones
 from ss_gan_tf.backbones import scaled
-from ss_gan_tf.convolution import Conv2D, LeakyReLU
+from ss_gan_tf.convolution import Conv2D, LeakyReLU, height_width
 from ss_gan_tf.resampling import (
     AdaptiveAveragePooling,
     AveragePooling2D,
     UnitRMS,
     adaptive_average_pool,
-    height_width,
 )
 
 # --- Networks ----------------------------------------------------------------

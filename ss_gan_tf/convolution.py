@@ -93,8 +93,6 @@ class Conv2D(keras.layers.Conv2D):
                 return convolve(image, kernel), backward
             if few is True:
                 return convolve_by_product(image, kernel), backward
-            if _uses_onednn():
-                return convolve(image, kernel), backward
             ways = (convolve_by_product, convolve)
             ways = (functools.partial(way, image, kernel) for way in ways)
             return tf.cond(few, *ways), backward
@@ -114,9 +112,14 @@ class Conv2D(keras.layers.Conv2D):
 
 
 def _has_few_patches(image, kernel):
-    """Whether a map's patches take no more room than the kernel; or a tensor of it."""
+    """Whether a map's patches take no more room than the kernel.
+
+    Where that is unknown, a tensor; False with oneDNN, where a choice is not measured.
+    """
     if image.shape[:3].is_fully_defined():
         return math.prod(image.shape[:3]) <= kernel.shape[-1]
+    if _uses_onednn():
+        return False
     return tf.reduce_prod(tf.shape(image)[:3]) <= kernel.shape[-1]
 
 
@@ -136,7 +139,7 @@ def convolve_by_product(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     filters = kernel.shape[-1]
     patches = _patches(image, kernel.shape)
     product = _product(patches, tf.reshape(kernel, [-1, filters]))
-    return tf.reshape(product, [*_sizes(image), filters])
+    return tf.reshape(product, [-1, *height_width(image), filters])
 
 
 def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Tensor:
@@ -162,7 +165,7 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
 def _patches(image, shape):
     """What a kernel of this shape meets at each cell: [B H W, k k' F], odd, SAME."""
     rows, columns, filters_in, _ = shape
-    _, height, width = _sizes(image)
+    height, width = height_width(image)
     around = [[0, 0], *([size // 2] * 2 for size in (rows, columns)), [0, 0]]
     padded = tf.pad(image, around)
     # tf.image.extract_patches takes XLA longer.
@@ -174,10 +177,13 @@ def _patches(image, shape):
     return tf.reshape(tf.concat(met, axis=-1), [-1, rows * columns * filters_in])
 
 
-def _sizes(image):
-    """B, H and W: ints where static, scalars where not."""
-    known, found = image.shape[:3], tf.unstack(tf.shape(image)[:3])
-    return [n if n is not None else m for n, m in zip(known, found, strict=True)]
+def height_width(x: tf.Tensor) -> tuple:
+    """Height and width of [B, H, W, F]: ints where static, scalars where not."""
+    dynamic = tf.shape(x)
+    return tuple(
+        static if static is not None else dynamic[axis]
+        for axis, static in ((1, x.shape[1]), (2, x.shape[2]))
+    )
 
 
 def _product(left, right, transpose_b=False):

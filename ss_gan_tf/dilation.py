@@ -23,10 +23,10 @@ from ss_gan_tf.convolution import (
     Conv2D,
     device_adds_right,
     device_differentiates_dilation,
+    height_width,
     in_float32,
     is_for_another_device,
 )
-from ss_gan_tf.resampling import height_width
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
 ALONE_UP_TO = 2**14  # cells; beyond, products hardly gain, and copies take room

@@ -10,16 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf.convolution import is_for_another_device
-
-
-def height_width(x: tf.Tensor) -> tuple:
-    """Height and width of [B, H, W, F]: ints where static, scalars where not."""
-    dynamic = tf.shape(x)
-    return tuple(
-        static if static is not None else dynamic[axis]
-        for axis, static in ((1, x.shape[1]), (2, x.shape[2]))
-    )
+from ss_gan_tf.convolution import height_width, is_for_another_device
 
 
 def adaptive_average_pool(x: tf.Tensor, size: tuple) -> tf.Tensor:

@@ -98,7 +98,7 @@ MAY_IMPORT = {
     "page": set(),
     "paper": set(),
     "convolution": set(),
-    "dilation": {"convolution", "resampling"},
+    "dilation": {"convolution"},
     "normalization": {"convolution"},
     "guard": set(),
     "inference": set(),
