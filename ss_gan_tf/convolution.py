@@ -8,12 +8,14 @@ to 84 %, and that at the image is off by 1 to 2 % instead of 0.2.
 
 import contextlib
 import functools
+import itertools
 import math
 
 import keras
 import tensorflow as tf
 
 PRODUCT_FROM = 2**24  # weights of a kernel; of smaller ones the patches take more room
+PATCHES_OF_A_STRIP = 2**25  # numbers, 0.13 GB in float32
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -64,7 +66,8 @@ class Conv2D(keras.layers.Conv2D):
         product = self._is_like_a_product(kernel)
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
         exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
-        if not exact and not product:
+        strips = self._strips(inputs)
+        if not exact and not product and strips == 1:
             return convolve(inputs, kernel)
         how = {"strides": [1, *self.strides, 1], "padding": self.padding.upper()}
 
@@ -82,6 +85,8 @@ class Conv2D(keras.layers.Conv2D):
                     )
                 if few is True:
                     at_kernel = at_kernel_by_product(x, gradient, w.shape)
+                elif strips > 1:
+                    at_kernel = at_kernel_by_strips(x, gradient, w.shape, strips)
                 else:
                     at_kernel = tf.raw_ops.Conv2DBackpropFilter(
                         input=x, filter_sizes=w.shape, out_backprop=gradient, **how
@@ -98,6 +103,25 @@ class Conv2D(keras.layers.Conv2D):
             return tf.cond(few, *ways), backward
 
         return forward(inputs, tf.convert_to_tensor(kernel))
+
+    def _strips(self, image):
+        """Strips of a map whose gradient at the kernel is computed one by one.
+
+        TensorFlow's kernel for CPUs without oneDNN lays out what the kernel meets on an
+        image, all of it at once: for one of 3x3 nine times as much as the map.
+        """
+        sizes = image.shape[1:]
+        if (
+            self.padding != "same"
+            or self.strides != (1, 1)
+            or not sizes.is_fully_defined()
+            or not all(size % 2 for size in self.kernel_size)
+            or tf.config.list_logical_devices("GPU")
+            or _uses_onednn()
+        ):
+            return 1
+        patches = math.prod(sizes) * math.prod(self.kernel_size)
+        return min(sizes[0], math.ceil(patches / PATCHES_OF_A_STRIP))
 
     def _is_like_a_product(self, kernel):
         """Whether a CPU finds the gradient at the image faster by a matrix product."""
@@ -147,6 +171,8 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
 
     One product of the patches, B H W k k' F values, with the gradient. For fc6 of VGG16
     on 2x16x16 cells they are 0.03 GB in bfloat16, where oneDNN takes 1.2 GB of room.
+    For CPUs without oneDNN see `_product`: there each row of the kernel is a product of
+    its own, so that what is cut off its end is still in the cache.
 
     Args:
         image: [B, H, W, F], B, H and W known.
@@ -158,8 +184,53 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
     """
     with tf.control_dependencies([gradient]):  # else they are kept from forwards on
         patches = _patches(image, shape)
-    columns = tf.reshape(gradient, [-1, shape[-1]])
-    return tf.reshape(tf.matmul(patches, columns, transpose_a=True), shape)
+    filters = shape[-1]
+    columns = tf.reshape(gradient, [-1, filters])
+    if columns.dtype != tf.float32 or _uses_onednn():
+        return tf.reshape(tf.matmul(patches, columns, transpose_a=True), shape)
+    padded = _pad_to_odd_lines(columns, axis=1)
+    products = [
+        tf.matmul(of_row, padded, transpose_a=True)[:, :filters]
+        for of_row in tf.split(patches, shape[0], axis=1)
+    ]
+    return tf.reshape(tf.concat(products, axis=0), shape)
+
+
+def at_kernel_by_strips(
+    image: tf.Tensor, gradient: tf.Tensor, shape, strips: int
+) -> tf.Tensor:
+    """The gradient at the kernel of a convolution of stride 1 with an odd one, SAME.
+
+    The sum of those of strips of the map, of which one after the other is computed.
+
+    Args:
+        image: [B, H, W, F], H known.
+        gradient: [B, H, W, F'] at the output.
+        shape: of the kernel, (k, k', F, F').
+        strips: how many, at most H.
+
+    Returns:
+        [k, k', F, F'].
+    """
+    height, around = image.shape[1], shape[0] // 2
+    edges = [height * i // strips for i in range(strips + 1)]
+    total = None
+    for top, bottom in itertools.pairwise(edges):
+        above, below = min(around, top), min(around, height - bottom)
+        with tf.control_dependencies([gradient] if total is None else [total]):
+            seen = image[:, top - above : bottom + below]
+            sent = gradient[:, top:bottom]
+        missing = [around - above, around - below]
+        of_strip = tf.raw_ops.Conv2DBackpropFilter(
+            input=seen,
+            filter_sizes=shape,
+            out_backprop=sent,
+            strides=[1] * 4,
+            padding="EXPLICIT",
+            explicit_paddings=[0, 0, *missing, *[shape[1] // 2] * 2, 0, 0],
+        )
+        total = of_strip if total is None else total + of_strip
+    return total
 
 
 def _patches(image, shape):
@@ -197,9 +268,17 @@ def _product(left, right, transpose_b=False):
     if left.dtype != tf.float32 or _uses_onednn():
         return tf.matmul(left, right, transpose_b=transpose_b)
     rows = left.shape[0] if left.shape[0] is not None else tf.shape(left)[0]
-    padded = tf.pad(left, [[0, (16 - rows) % 32], [0, 0]])  # a line is 16 numbers
+    padded = _pad_to_odd_lines(left, axis=0)
     product = tf.matmul(right, padded, transpose_a=not transpose_b, transpose_b=True)
     return tf.transpose(product)[:rows]
+
+
+def _pad_to_odd_lines(x, axis):
+    """[M, N] with zeros behind, an odd number of lines of 16 numbers along an axis."""
+    size = x.shape[axis] if x.shape[axis] is not None else tf.shape(x)[axis]
+    paddings = [[0, 0], [0, 0]]
+    paddings[axis] = [0, (16 - size) % 32]
+    return tf.pad(x, paddings)
 
 
 def _uses_onednn():

@@ -346,7 +346,9 @@ def test_fc6_learns_by_products(monkeypatch, policy, away, adds_right, known):
     products = [op for op in operations if op.type == "MatMul"]
     for op in products:
         assert op.get_attr("T") == (tf.bfloat16 if halves else tf.float32)
-    assert len(products) == 1 + known + (known and policy == "float32")
+    # In float32 that at the kernel is one product for each of its rows.
+    at_kernel = known * (1 if halves else 7)
+    assert len(products) == 1 + at_kernel + (known and policy == "float32")
     for ours, theirs in zip(found, expected, strict=True):
         assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
 
@@ -486,28 +488,171 @@ def test_rows_of_a_transposed_product_lie_an_odd_number_of_lines_apart(
     )
 
 
+@pytest.mark.parametrize("filters", [16, 32, 64, 100])
+def test_rows_of_a_gradient_at_a_kernel_lie_an_odd_number_of_lines_apart(
+    monkeypatch, filters
+):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    image = tf.random.stateless_normal([2, 3, 4, 5], [1, 2])
+    gradient = tf.random.stateless_normal([2, 3, 4, filters], [3, 4])
+    shape = [3, 5, 5, filters]
+    run = tf.function(lambda *given: convolution.at_kernel_by_product(*given, shape))
+    traced = run.get_concrete_function(image, gradient)
+    products = [op for op in traced.graph.get_operations() if op.type == "MatMul"]
+    assert len(products) == 3
+    for op in products:
+        rows, columns = op.outputs[0].shape
+        assert rows == 5 * 5 and columns >= filters and columns % 32 == 16
+    expected = tf.raw_ops.Conv2DBackpropFilter(
+        input=image,
+        filter_sizes=shape,
+        out_backprop=gradient,
+        strides=[1] * 4,
+        padding="SAME",
+    )
+    np.testing.assert_allclose(traced(image, gradient), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy):
+def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy, onednn):
     """Else they are made with the forward pass, and kept through all of the step."""
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
     monkeypatch.setattr(convolution, "device_adds_right", lambda: True)
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
     layer = Conv2D(16, 7, padding="same", activation="relu", dtype=policy)
     layer.build([2, 2, 4, 8])
     operations = product_of(layer, tf.ones([2, 2, 4, 8]), known=True)[1]
-    (at_kernel,) = (
+    at_kernel = [
         op
         for op in operations
-        if op.type == "MatMul" and op.outputs[0].shape == [7 * 7 * 8, 16]
+        if op.type == "MatMul"
         if op.get_attr("transpose_a") and not op.get_attr("transpose_b")
-    )
+        if op.outputs[0].shape[0] in (7 * 8, 7 * 7 * 8)
+    ]
+    in_rows = policy == "float32" and not onednn
+    assert len(at_kernel) == (7 if in_rows else 1)
     (gradient,) = (op for op in operations if op.type == "ReluGrad")
-    cut = at_kernel.inputs[0].op.inputs[0].op
-    assert cut.type == "ConcatV2"
-    padded = cut.inputs[0].op.inputs[0].op
-    # The numbers of cells to pad with are made where the padding is, and wait for it.
-    made = [padded, *(tensor.op for tensor in padded.inputs)]
-    assert padded.type == "Pad"
-    assert any(gradient in op.control_inputs for op in made)
+    for op in at_kernel:
+        laid_out = op.inputs[0].op.inputs[1].op if in_rows else op.inputs[0].op
+        assert (op.inputs[0].op.type == "Split") == in_rows
+        cut = laid_out.inputs[0].op
+        assert cut.type == "ConcatV2"
+        padded = cut.inputs[0].op.inputs[0].op
+        # The cells to pad with are made where the padding is, and wait for it.
+        made = [padded, *(tensor.op for tensor in padded.inputs)]
+        assert padded.type == "Pad"
+        assert any(gradient in op.control_inputs for op in made)
+
+
+# --- Large maps --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, strips", [(5, 1), (5, 2), (5, 5), (2, 2), (13, 4)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 5)])
+def test_strips_have_the_gradient_of_the_whole_map(height, strips, size):
+    image = tf.random.stateless_normal([2, height, 6, 3], [1, 2])
+    gradient = tf.random.stateless_normal([2, height, 6, 4], [3, 4])
+    shape = [*size, 3, 4]
+    expected = tf.raw_ops.Conv2DBackpropFilter(
+        input=image,
+        filter_sizes=shape,
+        out_backprop=gradient,
+        strides=[1] * 4,
+        padding="SAME",
+    )
+    run = tf.function(
+        lambda *given: convolution.at_kernel_by_strips(*given, shape, strips)
+    )
+    found = run(image, gradient)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.shape == shape
+
+
+def strips_of(layer, image, known=True):
+    """The operations that find the gradient at a kernel; each waits for the last."""
+    results, operations = product_of(layer, image, known)
+    found = [op for op in operations if op.type == "Conv2DBackpropFilter"]
+    totals = found[:1]
+    for op in found[1:]:
+        for cut in (op.inputs[0].op, op.inputs[2].op):
+            # The numbers of rows to cut at are made where the cut is, and wait for it.
+            made = [cut, *(tensor.op for tensor in cut.inputs)]
+            assert cut.type == "StridedSlice"
+            assert any(totals[-1] in op.control_inputs for op in made)
+        (total,) = op.outputs[0].consumers()
+        assert total.type == "AddV2" and totals[-1] in [x.op for x in total.inputs]
+        totals.append(total)
+    return results, found
+
+
+@pytest.mark.parametrize("policy, away", [("float32", 1e-5), ("mixed_bfloat16", 0.01)])
+def test_large_maps_are_gone_through_in_strips(monkeypatch, policy, away):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
+    settings = {"padding": "same", "activation": "relu"}
+    layer, plain = (
+        Conv2D(4, 3, dtype=kind, **settings) for kind in (policy, "float32")
+    )
+    image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights(layer.get_weights())
+    expected, whole = strips_of(plain, image)
+    assert len(whole) == 1
+    # Those of an image are 8 x 6 x 9 x 3 numbers.
+    for allowed, strips in ((1296, 1), (1295, 2), (324, 4), (1, 8)):
+        monkeypatch.setattr(convolution, "PATCHES_OF_A_STRIP", allowed)
+        found, parts = strips_of(layer, image)
+        assert len(parts) == strips
+        for ours, theirs in zip(found, expected, strict=True):
+            assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
+
+
+@pytest.mark.parametrize(
+    "settings, known, onednn",
+    [
+        ({"kernel_size": 3, "padding": "same"}, False, False),
+        ({"kernel_size": 3, "padding": "same"}, True, True),
+        ({"kernel_size": 3, "padding": "valid"}, True, False),
+        ({"kernel_size": 3, "padding": "same", "strides": 2}, True, False),
+        ({"kernel_size": 2, "padding": "same"}, True, False),
+    ],
+)
+def test_other_maps_are_not_cut(monkeypatch, settings, known, onednn):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
+    monkeypatch.setattr(convolution, "PATCHES_OF_A_STRIP", 1)
+    layer = Conv2D(4, **settings)
+    layer.build([2, 8, 6, 3])
+    assert len(strips_of(layer, tf.ones([2, 8, 6, 3]), known)[1]) == 1
+
+
+def test_of_a_large_map_little_is_laid_out():
+    """VGG16's conv1_2 at the paper's size, and those whose maps are small."""
+    if convolution._uses_onednn():
+        pytest.skip("oneDNN lays nothing out")
+    for size, filters, strips in ((500, 64, 5), (250, 128, 3), (125, 256, 2)):
+        layer = Conv2D(filters, 3, padding="same")
+        image = tf.TensorSpec([2, size, size, filters])
+        assert layer._strips(image) == strips
+        assert layer._strips(tf.TensorSpec([2, size // 10, size // 10, filters])) == 1
+
+
+def test_compiled_strips_have_the_same_gradient(monkeypatch):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    layer = Conv2D(4, 3, padding="same")
+    image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
+    layer.build(image.shape)
+
+    def gradient(image):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(image) ** 2)
+        return tape.gradient(loss, layer.kernel.value)
+
+    expected = tf.function(gradient)(image)
+    monkeypatch.setattr(convolution, "PATCHES_OF_A_STRIP", 400)
+    found = tf.function(gradient, jit_compile=True)(image)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_compiled_it_learns_by_products(monkeypatch):
