@@ -85,6 +85,7 @@ def measure(
             "flops": flops[phase],
             "rate": flops[phase] / spread["median"],
             "product_rate": product,
+            "product_size": size,
             "share": flops[phase] / spread["median"] / product,
         }
         if peak_memory:
@@ -165,4 +166,11 @@ def format(result: dict[str, Any]) -> str:
                 ),
             ]
         )
-    return "\n".join([*lines, "", timing.table(table)])
+    # Not in results that were measured before its size was kept.
+    products = {
+        f"share: of {row['precision']} matrices of {row['product_size']} a side, "
+        f"{row['product_rate'] / 1e9:.0f} GFLOP/s": None
+        for row in result["rows"]
+        if "product_size" in row
+    }
+    return "\n".join([*lines, "", timing.table(table), *products])
