@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 PRODUCT_FROM = 2**24  # weights of a kernel; of smaller ones the patches take more room
-PATCHES_OF_A_STRIP = 2**25  # numbers, 0.13 GB in float32
+STRIP_FROM = 2**25  # numbers of an image's patches, 0.13 GB; more are never laid out
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -25,7 +25,7 @@ class Conv2D(keras.layers.Conv2D):
     That at the bias is a sum, and the others are computed in float32 where the device
     adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
     large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32;
-    without oneDNN fc7's, too.
+    without oneDNN fc7's, too, and those of large maps strip by strip.
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -64,9 +64,10 @@ class Conv2D(keras.layers.Conv2D):
         if not plain or self.dilation_rate != (1, 1) or is_for_another_device():
             return convolve(inputs, kernel)
         product = self._is_like_a_product(kernel)
+        strips = self._num_strips(inputs, kernel)
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
-        exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
-        strips = self._strips(inputs)
+        # It has no kernel that is fast, and no sum of strips that is exact.
+        exact |= inputs.dtype == tf.float16 and (product or strips > 1)
         if not exact and not product and strips == 1:
             return convolve(inputs, kernel)
         how = {"strides": [1, *self.strides, 1], "padding": self.padding.upper()}
@@ -104,34 +105,38 @@ class Conv2D(keras.layers.Conv2D):
 
         return forward(inputs, tf.convert_to_tensor(kernel))
 
-    def _strips(self, image):
-        """Strips of a map whose gradient at the kernel is computed one by one.
+    def _num_strips(self, image, kernel):
+        """In how many strips of a map the gradient at the kernel is computed.
 
         TensorFlow's kernel for CPUs without oneDNN lays out what the kernel meets on an
-        image, all of it at once: for one of 3x3 nine times as much as the map.
+        image, all of it at once: for one of 3x3 nine times as much as the map. Strips
+        cost a second gradient, so that must be the smaller.
         """
         sizes = image.shape[1:]
-        if (
-            self.padding != "same"
-            or self.strides != (1, 1)
-            or not sizes.is_fully_defined()
-            or not all(size % 2 for size in self.kernel_size)
-            or tf.config.list_logical_devices("GPU")
-            or _uses_onednn()
-        ):
+        if not sizes.is_fully_defined():
             return 1
         patches = math.prod(sizes) * math.prod(self.kernel_size)
-        return min(sizes[0], math.ceil(patches / PATCHES_OF_A_STRIP))
+        if patches <= max(STRIP_FROM, math.prod(kernel.shape)):
+            return 1
+        if not self._keeps_size_on_a_cpu() or _uses_onednn():
+            return 1
+        return min(sizes[0], math.ceil(patches / STRIP_FROM))
 
     def _is_like_a_product(self, kernel):
         """Whether a CPU finds the gradient at the image faster by a matrix product."""
         return (
+            math.prod(kernel.shape) >= PRODUCT_FROM
+            and self._keeps_size_on_a_cpu()
+            and (max(self.kernel_size) > 1 or not _uses_onednn())
+        )
+
+    def _keeps_size_on_a_cpu(self):
+        """Whether it is of stride 1 with an odd kernel, SAME, and there is no GPU."""
+        return (
             self.padding == "same"
             and self.strides == (1, 1)
-            and math.prod(kernel.shape) >= PRODUCT_FROM
             and all(size % 2 for size in self.kernel_size)
             and not tf.config.list_logical_devices("GPU")
-            and (max(self.kernel_size) > 1 or not _uses_onednn())
         )
 
 
@@ -171,8 +176,8 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
 
     One product of the patches, B H W k k' F values, with the gradient. For fc6 of VGG16
     on 2x16x16 cells they are 0.03 GB in bfloat16, where oneDNN takes 1.2 GB of room.
-    For CPUs without oneDNN see `_product`: there each row of the kernel is a product of
-    its own, so that what is cut off its end is still in the cache.
+    In float32 without oneDNN it is one for each row of the kernel, whose rows are made
+    an odd number of cache lines long (see `_product`) and take the kernel's room again.
 
     Args:
         image: [B, H, W, F], B, H and W known.
@@ -201,7 +206,8 @@ def at_kernel_by_strips(
 ) -> tf.Tensor:
     """The gradient at the kernel of a convolution of stride 1 with an odd one, SAME.
 
-    The sum of those of strips of the map, of which one after the other is computed.
+    The sum of those of strips of the map, of which one after the other is computed. A
+    strip's image goes as far beyond it as the kernel reaches.
 
     Args:
         image: [B, H, W, F], H known.

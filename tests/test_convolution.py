@@ -573,23 +573,35 @@ def strips_of(layer, image, known=True):
     """The operations that find the gradient at a kernel; each waits for the last."""
     results, operations = product_of(layer, image, known)
     found = [op for op in operations if op.type == "Conv2DBackpropFilter"]
-    totals = found[:1]
-    for op in found[1:]:
-        for cut in (op.inputs[0].op, op.inputs[2].op):
-            # The numbers of rows to cut at are made where the cut is, and wait for it.
-            made = [cut, *(tensor.op for tensor in cut.inputs)]
-            assert cut.type == "StridedSlice"
-            assert any(totals[-1] in op.control_inputs for op in made)
-        (total,) = op.outputs[0].consumers()
-        assert total.type == "AddV2" and totals[-1] in [x.op for x in total.inputs]
-        totals.append(total)
+    if len(found) > 1:
+        gradient = next(op for op in operations if op.type == "ReluGrad")
+        # Or its copy in float32.
+        casts = [op for op in gradient.outputs[0].consumers() if op.type == "Cast"]
+        waits_for, total = [gradient, *casts], None
+        for op in found:
+            for cut in (op.inputs[0].op, op.inputs[2].op):
+                # The rows to cut at are made where the cut is, and wait for it.
+                made = [cut, *(tensor.op for tensor in cut.inputs)]
+                assert cut.type == "StridedSlice"
+                assert any(x in op.control_inputs for x in waits_for for op in made)
+            if total is None:
+                total = op
+            else:
+                (added,) = op.outputs[0].consumers()
+                assert added.type == "AddV2" and total in [x.op for x in added.inputs]
+                total = added
+            waits_for = [total]
     return results, found
 
 
-@pytest.mark.parametrize("policy, away", [("float32", 1e-5), ("mixed_bfloat16", 0.01)])
+@pytest.mark.parametrize(
+    "policy, away",
+    [("float32", 1e-5), ("mixed_bfloat16", 0.01), ("mixed_float16", 0.002)],
+)
 def test_large_maps_are_gone_through_in_strips(monkeypatch, policy, away):
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
     monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "STRIP_FROM", 10**6)
     settings = {"padding": "same", "activation": "relu"}
     layer, plain = (
         Conv2D(4, 3, dtype=kind, **settings) for kind in (policy, "float32")
@@ -602,45 +614,67 @@ def test_large_maps_are_gone_through_in_strips(monkeypatch, policy, away):
     assert len(whole) == 1
     # Those of an image are 8 x 6 x 9 x 3 numbers.
     for allowed, strips in ((1296, 1), (1295, 2), (324, 4), (1, 8)):
-        monkeypatch.setattr(convolution, "PATCHES_OF_A_STRIP", allowed)
+        monkeypatch.setattr(convolution, "STRIP_FROM", allowed)
         found, parts = strips_of(layer, image)
         assert len(parts) == strips
+        in_float32 = policy != "mixed_float16" or strips > 1
+        for op in parts:
+            assert op.get_attr("T") == (tf.float32 if in_float32 else tf.float16)
         for ours, theirs in zip(found, expected, strict=True):
             assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
 
 
 @pytest.mark.parametrize(
-    "settings, known, onednn",
+    "settings, shape, onednn",
     [
-        ({"kernel_size": 3, "padding": "same"}, False, False),
-        ({"kernel_size": 3, "padding": "same"}, True, True),
-        ({"kernel_size": 3, "padding": "valid"}, True, False),
-        ({"kernel_size": 3, "padding": "same", "strides": 2}, True, False),
-        ({"kernel_size": 2, "padding": "same"}, True, False),
+        ({"padding": "same"}, [2, None, 6, 3], False),
+        ({"padding": "same"}, [2, 8, None, 3], False),
+        ({"padding": "same"}, [2, 8, 6, 3], True),
+        ({"padding": "valid"}, [2, 8, 6, 3], False),
+        ({"padding": "same", "strides": 2}, [2, 8, 6, 3], False),
+        ({"padding": "same", "kernel_size": 2}, [2, 8, 6, 3], False),
+        # As many numbers as the 8 x 6 cells' patches, 9 x 3 each.
+        ({"padding": "same", "filters": 8 * 6}, [2, 8, 6, 3], False),
     ],
 )
-def test_other_maps_are_not_cut(monkeypatch, settings, known, onednn):
+def test_other_maps_are_not_cut(monkeypatch, settings, shape, onednn):
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
-    monkeypatch.setattr(convolution, "PATCHES_OF_A_STRIP", 1)
-    layer = Conv2D(4, **settings)
+    monkeypatch.setattr(convolution, "STRIP_FROM", 1)
+    layer = Conv2D(**{"filters": 4, "kernel_size": 3, **settings})
     layer.build([2, 8, 6, 3])
-    assert len(strips_of(layer, tf.ones([2, 8, 6, 3]), known)[1]) == 1
+    assert layer._num_strips(tf.TensorSpec(shape), layer.kernel) == 1
+    if None not in shape:
+        assert len(strips_of(layer, tf.ones(shape))[1]) == 1
 
 
-def test_of_a_large_map_little_is_laid_out():
-    """VGG16's conv1_2 at the paper's size, and those whose maps are small."""
-    if convolution._uses_onednn():
-        pytest.skip("oneDNN lays nothing out")
+@pytest.mark.parametrize(
+    "settings, of_its_own",
+    [({}, True), ({"groups": 3}, False), ({"dilation_rate": 2}, False)],
+)
+def test_groups_and_dilation_are_not_cut(monkeypatch, settings, of_its_own):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(convolution, "STRIP_FROM", 1)
+    layer = Conv2D(6, 3, padding="same", **settings)
+    layer.build([2, 8, 6, 3])
+    traced = tf.function(layer).get_concrete_function(tf.TensorSpec([2, 8, 6, 3]))
+    kinds = [op.type for op in traced.graph.get_operations()]
+    assert ("IdentityN" in kinds) == of_its_own
+
+
+def test_of_a_large_map_little_is_laid_out(monkeypatch):
+    """VGG16's convolutions of three blocks at the paper's size, a tenth of it."""
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
     for size, filters, strips in ((500, 64, 5), (250, 128, 3), (125, 256, 2)):
         layer = Conv2D(filters, 3, padding="same")
-        image = tf.TensorSpec([2, size, size, filters])
-        assert layer._strips(image) == strips
-        assert layer._strips(tf.TensorSpec([2, size // 10, size // 10, filters])) == 1
+        layer.build([2, size, size, filters])
+        for batch, divided, expected in ((2, 1, strips), (None, 1, strips), (2, 10, 1)):
+            shape = [batch, size // divided, size // divided, filters]
+            assert layer._num_strips(tf.TensorSpec(shape), layer.kernel) == expected
 
 
 def test_compiled_strips_have_the_same_gradient(monkeypatch):
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
-    layer = Conv2D(4, 3, padding="same")
+    layer = Conv2D(4, 3, padding="same", activation="relu")
     image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
     layer.build(image.shape)
 
@@ -650,42 +684,29 @@ def test_compiled_strips_have_the_same_gradient(monkeypatch):
         return tape.gradient(loss, layer.kernel.value)
 
     expected = tf.function(gradient)(image)
-    monkeypatch.setattr(convolution, "PATCHES_OF_A_STRIP", 400)
+    monkeypatch.setattr(convolution, "STRIP_FROM", 400)
+    assert len(strips_of(layer, image)[1]) == 4
     found = tf.function(gradient, jit_compile=True)(image)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_compiled_it_learns_by_products(monkeypatch):
-    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
-    image = tf.random.stateless_normal([2, 4, 2, 8], [1, 2])
-    layer = Conv2D(16, 7, padding="same")
-    plain = keras.layers.Conv2D(16, 7, padding="same")
-    for each in (layer, plain):
-        each.build(image.shape)
-    plain.set_weights(layer.get_weights())
-    results = []
-    for each in (layer, plain):
-
-        @tf.function(jit_compile=each is layer)
-        def gradients(image, each=each):
-            with tf.GradientTape() as tape:
-                tape.watch(image)
-                loss = tf.reduce_sum(each(image) ** 2)
-            return loss, *tape.gradient(loss, [image, each.kernel.value])
-
-        results.append(gradients(image))
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-
-
 def test_for_a_gpu_nothing_changes(monkeypatch):
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
-    layer = Conv2D(4, 7, padding="same")
+    monkeypatch.setattr(convolution, "STRIP_FROM", 1)
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    layer = Conv2D(4, 7, padding="same", activation="relu")
     layer.build([1, 9, 9, 2])
+    image = tf.ones([1, 9, 9, 2])
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 10**6)
+    assert len(strips_of(layer, image)[1]) == 9
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
+    assert "MatMul" in kinds_of(layer, image, known=True)
     with convolution.on_another_device():
-        assert "MatMul" not in kinds_of(layer, tf.ones([1, 9, 9, 2]), known=True)
+        assert "MatMul" not in kinds_of(layer, image, known=True)
+        assert len(strips_of(layer, image)[1]) == 1
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert "MatMul" not in kinds_of(layer, tf.ones([1, 9, 9, 2]), known=True)
+    assert "MatMul" not in kinds_of(layer, image, known=True)
+    assert len(strips_of(layer, image)[1]) == 1
 
 
 # --- LeakyReLU ---------------------------------------------------------------

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.eager import context
 
-from ss_gan_tf import stages, train_step
+from ss_gan_tf import convolution, stages, train_step
 from ss_gan_tf.adversary import build_adversary, build_extractor
 from ss_gan_tf.config import Config
 from ss_gan_tf.generator import build_generator
@@ -710,8 +710,11 @@ def test_the_compiled_graph_holds_no_constant_as_large_as_a_weight(batch, parts)
     assert sizes and max(sizes) < 3 * 3 * 3 * 512
 
 
-def test_convolutions_of_an_adversarial_step_are_fused(batch):
+@pytest.mark.parametrize("in_strips", [False, True])
+def test_convolutions_of_an_adversarial_step_are_fused(batch, monkeypatch, in_strips):
     """With bias and ReLU in G, in the extractor and in A, where it is LeakyReLU."""
+    if in_strips:
+        monkeypatch.setattr(convolution, "STRIP_FROM", 1)
     networks = make_networks(build_generator("vgg16", C, width=TINY))
     step = train_step.make_adversarial_step(
         *networks[:2], sgd(0.1), sgd(0.1), extractor=networks[2]

@@ -104,9 +104,9 @@ def run(
 
     Returns:
         "settings", and "written" (folders) or "rows" with seconds, images_per_second,
-        flops, rate (flops a second), product_rate (of a matrix product, with its side,
-        product_size), share (of that rate), peak_memory (bytes), to_phase1, to_peer and
-        to_fastest (ratios of medians; None where there is no partner).
+        flops, rate (flops a second), product_rate (that of a product of matrices of
+        product_size a side), share (of that rate), peak_memory (bytes), to_phase1,
+        to_peer and to_fastest (ratios of medians; None where there is no partner).
 
     Raises:
         ValueError: the peer is not installed, or a step failed.

@@ -166,11 +166,13 @@ def format(result: dict[str, Any]) -> str:
                 ),
             ]
         )
-    # Not in results that were measured before its size was kept.
-    products = {
-        f"share: of {row['precision']} matrices of {row['product_size']} a side, "
-        f"{row['product_rate'] / 1e9:.0f} GFLOP/s": None
+    # Older results do not have its size.
+    products = dict.fromkeys(
+        f"share: of {row['product_rate'] / 1e9:.0f} GFLOP/s, a product of "
+        f"{row['precision']} matrices of {row['product_size']} a side"
         for row in result["rows"]
         if "product_size" in row
-    }
+    )
+    if products:
+        products = ["", *products]
     return "\n".join([*lines, "", timing.table(table), *products])

@@ -146,6 +146,9 @@ def test_steps_in_float16_are_measured(parsed):
     values(["benchmark"])
     result = step.run(values, lambda part: kept.append(len(part["rows"])))
     assert kept == [3, 6] and len(result["rows"]) == 6
+    for row in result["rows"]:
+        assert row["product_size"] == step_rows.PRODUCT_SIZE
+        assert row["share"] * row["product_rate"] == pytest.approx(row["rate"])
     flops = {(row["precision"], row["phase"]): row["flops"] for row in result["rows"]}
     for phase in step_rows.PHASES:
         assert flops["mixed_float16", phase] == flops["float32", phase]
@@ -210,6 +213,15 @@ def test_ratios_and_table():
     assert told.splitlines()[0].endswith(", ours gives freed memory back")
     del rows[0]["to_fastest"]  # as in files of earlier versions
     assert step.format({"settings": settings, "rows": rows})
+    with_product = {"product_rate": 141.6e9, "product_size": 4000}
+    told = step.format(
+        {"settings": settings, "rows": [{**r, **with_product} for r in rows]}
+    )
+    # Behind an empty line, or it would be a row of the table.
+    assert told.splitlines()[-2:] == [
+        "",
+        "share: of 142 GFLOP/s, a product of float32 matrices of 4000 a side",
+    ]
     lines = text.splitlines()[2:]
     assert len(lines) == 7 and lines[4].split("|")[-4:-1] == [
         "      1.50 ",
