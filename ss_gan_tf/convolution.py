@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 PRODUCT_FROM = 2**24  # weights of a kernel; of smaller ones the patches take more room
-STRIP_FROM = 2**25  # numbers of an image's patches, 0.13 GB; more are never laid out
+STRIP_FROM = 2**25  # numbers of an image's patches, 0.13 GB; of more, strip by strip
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -66,8 +66,8 @@ class Conv2D(keras.layers.Conv2D):
         product = self._is_like_a_product(kernel)
         strips = self._num_strips(inputs, kernel)
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
-        # It has no kernel that is fast, and no sum of strips that is exact.
-        exact |= inputs.dtype == tf.float16 and (product or strips > 1)
+        exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
+        exact |= inputs.dtype.size == 2 and strips > 1  # their sum is rounded once
         if not exact and not product and strips == 1:
             return convolve(inputs, kernel)
         how = {"strides": [1, *self.strides, 1], "padding": self.padding.upper()}
@@ -110,17 +110,18 @@ class Conv2D(keras.layers.Conv2D):
 
         TensorFlow's kernel for CPUs without oneDNN lays out what the kernel meets on an
         image, all of it at once: for one of 3x3 nine times as much as the map. Strips
-        cost a second gradient, so that must be the smaller.
+        need room for a second gradient: what they save must be more.
         """
         sizes = image.shape[1:]
         if not sizes.is_fully_defined():
             return 1
         patches = math.prod(sizes) * math.prod(self.kernel_size)
-        if patches <= max(STRIP_FROM, math.prod(kernel.shape)):
+        strips = max(1, min(sizes[0], math.ceil(patches / STRIP_FROM)))
+        if patches - patches // strips <= math.prod(kernel.shape):
             return 1
         if not self._keeps_size_on_a_cpu() or _uses_onednn():
             return 1
-        return min(sizes[0], math.ceil(patches / STRIP_FROM))
+        return strips
 
     def _is_like_a_product(self, kernel):
         """Whether a CPU finds the gradient at the image faster by a matrix product."""
@@ -176,8 +177,9 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
 
     One product of the patches, B H W k k' F values, with the gradient. For fc6 of VGG16
     on 2x16x16 cells they are 0.03 GB in bfloat16, where oneDNN takes 1.2 GB of room.
-    In float32 without oneDNN it is one for each row of the kernel, whose rows are made
-    an odd number of cache lines long (see `_product`) and take the kernel's room again.
+    In float32 without oneDNN it is one product for each row of the kernel. Their rows
+    are made an odd number of cache lines long (see `_product`); cutting that off again
+    takes the kernel's room once more.
 
     Args:
         image: [B, H, W, F], B, H and W known.

@@ -545,6 +545,31 @@ def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy, onedn
         assert any(gradient in op.control_inputs for op in made)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
+def test_compiled_it_learns_by_products(monkeypatch, onednn):
+    monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
+    image = tf.random.stateless_normal([2, 4, 2, 8], [1, 2])
+    layer = Conv2D(16, 7, padding="same")
+    plain = keras.layers.Conv2D(16, 7, padding="same")
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights(layer.get_weights())
+    results = []
+    for each in (layer, plain):
+
+        @tf.function(jit_compile=each is layer)
+        def gradients(image, each=each):
+            with tf.GradientTape() as tape:
+                tape.watch(image)
+                loss = tf.reduce_sum(each(image) ** 2)
+            return loss, *tape.gradient(loss, [image, each.kernel.value])
+
+        results.append(gradients(image))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 # --- Large maps --------------------------------------------------------------
 
 
@@ -570,7 +595,7 @@ def test_strips_have_the_gradient_of_the_whole_map(height, strips, size):
 
 
 def strips_of(layer, image, known=True):
-    """The operations that find the gradient at a kernel; each waits for the last."""
+    """Results, and what finds the gradient at a kernel; each waits for the last."""
     results, operations = product_of(layer, image, known)
     found = [op for op in operations if op.type == "Conv2DBackpropFilter"]
     if len(found) > 1:
@@ -633,8 +658,8 @@ def test_large_maps_are_gone_through_in_strips(monkeypatch, policy, away):
         ({"padding": "valid"}, [2, 8, 6, 3], False),
         ({"padding": "same", "strides": 2}, [2, 8, 6, 3], False),
         ({"padding": "same", "kernel_size": 2}, [2, 8, 6, 3], False),
-        # As many numbers as the 8 x 6 cells' patches, 9 x 3 each.
-        ({"padding": "same", "filters": 8 * 6}, [2, 8, 6, 3], False),
+        # Of the 8 x 6 cells' patches, 9 x 3 numbers each, 7 strips of 8 are saved.
+        ({"padding": "same", "filters": 7 * 6}, [2, 8, 6, 3], False),
     ],
 )
 def test_other_maps_are_not_cut(monkeypatch, settings, shape, onednn):
@@ -662,7 +687,7 @@ def test_groups_and_dilation_are_not_cut(monkeypatch, settings, of_its_own):
 
 
 def test_of_a_large_map_little_is_laid_out(monkeypatch):
-    """VGG16's convolutions of three blocks at the paper's size, a tenth of it."""
+    """VGG16's convolutions of three blocks at the paper's size and a tenth of it."""
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
     for size, filters, strips in ((500, 64, 5), (250, 128, 3), (125, 256, 2)):
         layer = Conv2D(filters, 3, padding="same")

@@ -20,7 +20,8 @@ def count_flops(function) -> int:
     """Floating point operations of convolutions and matrix products, 2 a product.
 
     A convolution counts as if every output saw its whole kernel: taps that fall on
-    padding are in, whatever a library may skip. Element by element work is left out.
+    padding are in, whatever a library may skip. Element by element work is left out,
+    and what no output or effect depends on, which never runs.
 
     Args:
         function: a `tf.types.experimental.ConcreteFunction` of static shapes.
@@ -43,7 +44,19 @@ def count_flops(function) -> int:
         )
 
     working = set(filter(works, bodies))
-    return sum(_flops_of(op, working) for op in function.graph.get_operations())
+    return sum(_flops_of(op, working) for op in _needed(function.graph))
+
+
+def _needed(graph):
+    """Operations that outputs and effects depend on."""
+    found = set()
+    waiting = [*(tensor.op for tensor in graph.outputs), *graph.control_outputs]
+    while waiting:
+        op = waiting.pop()
+        if op not in found:
+            found.add(op)
+            waiting += [*(tensor.op for tensor in op.inputs), *op.control_inputs]
+    return found
 
 
 def _held_by(node):

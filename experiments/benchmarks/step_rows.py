@@ -169,7 +169,8 @@ def format(result: dict[str, Any]) -> str:
     # Older results do not have its size.
     products = dict.fromkeys(
         f"share: of {row['product_rate'] / 1e9:.0f} GFLOP/s, a product of "
-        f"{row['precision']} matrices of {row['product_size']} a side"
+        f"{row['precision'].removeprefix('mixed_')} matrices of "
+        f"{row['product_size']} a side"
         for row in result["rows"]
         if "product_size" in row
     )
