@@ -16,6 +16,8 @@ import tensorflow as tf
 
 PRODUCT_FROM = 2**24  # weights of a kernel; of smaller ones the patches take more room
 STRIP_FROM = 2**25  # numbers of an image's patches, 0.13 GB; of more, strip by strip
+SHARE_LINES = 2**11  # numbers; rows of a multiple of it share lines of the cache
+PAD_FROM = 2**19  # weights of a kernel; products with smaller ones are not padded
 
 
 @keras.saving.register_keras_serializable("ss_gan_tf")
@@ -25,7 +27,8 @@ class Conv2D(keras.layers.Conv2D):
     That at the bias is a sum, and the others are computed in float32 where the device
     adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
     large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32;
-    without oneDNN fc7's, too, and those of large maps strip by strip.
+    without oneDNN fc7's, too, and those of large maps strip by strip. Kernels of one
+    cell whose rows share lines of the cache are products there (`multiply`).
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -68,7 +71,9 @@ class Conv2D(keras.layers.Conv2D):
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
         exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
         exact |= inputs.dtype.size == 2 and strips > 1  # their sum is rounded once
-        if not exact and not product and strips == 1:
+        pointwise = self._is_product_of_cells(kernel)
+        pointwise &= not product and (exact or inputs.dtype == tf.float32)
+        if not exact and not product and not pointwise and strips == 1:
             return convolve(inputs, kernel)
         how = {"strides": [1, *self.strides, 1], "padding": self.padding.upper()}
 
@@ -80,12 +85,16 @@ class Conv2D(keras.layers.Conv2D):
                     x, w, gradient = in_float32(gradient, x, w)
                 if product:
                     at_image = at_image_by_product(gradient, w)
+                elif pointwise:
+                    at_image = _multiply_cells(gradient, w[0, 0], transpose_b=True)
                 else:
                     at_image = tf.raw_ops.Conv2DBackpropInput(
                         input_sizes=tf.shape(x), filter=w, out_backprop=gradient, **how
                     )
                 if few is True:
                     at_kernel = at_kernel_by_product(x, gradient, w.shape)
+                elif pointwise:
+                    at_kernel = _multiply_maps(x, gradient)[None, None]
                 elif strips > 1:
                     at_kernel = at_kernel_by_strips(x, gradient, w.shape, strips)
                 else:
@@ -95,6 +104,8 @@ class Conv2D(keras.layers.Conv2D):
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
             few = product and _has_few_patches(image, kernel)
+            if pointwise and not exact and kernel.shape[-1] % SHARE_LINES == 0:
+                return _multiply_cells(image, kernel[0, 0]), backward
             if image.dtype != tf.float32 or few is False:  # bfloat16's is slower
                 return convolve(image, kernel), backward
             if few is True:
@@ -122,6 +133,16 @@ class Conv2D(keras.layers.Conv2D):
         if not self._keeps_size_on_a_cpu() or _uses_onednn():
             return 1
         return strips
+
+    def _is_product_of_cells(self, kernel):
+        """Whether it is one of cells with a matrix, and rows of either share lines."""
+        return (
+            self.kernel_size == self.strides == (1, 1)
+            and math.prod(kernel.shape) >= PAD_FROM
+            and any(size % SHARE_LINES == 0 for size in kernel.shape[2:])
+            and not tf.config.list_logical_devices("GPU")
+            and not _uses_onednn()
+        )
 
     def _is_like_a_product(self, kernel):
         """Whether a CPU finds the gradient at the image faster by a matrix product."""
@@ -265,6 +286,67 @@ def height_width(x: tf.Tensor) -> tuple:
     )
 
 
+def multiply(
+    left: tf.Tensor,
+    right: tf.Tensor,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+) -> tf.Tensor:
+    """`tf.matmul` of two matrices, faster where rows of float32 share lines.
+
+    What becomes columns of the product is padded by `pad_where_lines_are_shared`, what
+    becomes its rows where it lies along rows; the padding is cut off again.
+
+    Args:
+        left: [M, K], or [K, M] with `transpose_a`.
+        right: [K, N], or [N, K] with `transpose_b`.
+        transpose_a: whether `left` is transposed.
+        transpose_b: whether `right` is transposed.
+
+    Returns:
+        [M, N].
+    """
+    how = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    rows, columns = left.shape[int(transpose_a)], right.shape[int(not transpose_b)]
+    if transpose_a:
+        left = pad_where_lines_are_shared(left, 1)
+    right = pad_where_lines_are_shared(right, int(not transpose_b))
+    return tf.matmul(left, right, **how)[:rows, :columns]
+
+
+def _multiply_cells(image, matrix, transpose_b=False):
+    """[B, H, W, F] and [F, F'], or [F', F] to be transposed -> [B, H, W, F']."""
+    cells = tf.reshape(image, [-1, image.shape[-1]])
+    product = multiply(cells, matrix, transpose_b=transpose_b)
+    return tf.reshape(product, [-1, *height_width(image), product.shape[-1]])
+
+
+def _multiply_maps(image, gradient):
+    """[B, H, W, F] and [B, H, W, F'] -> [F, F'], the sum over all cells."""
+    cells = (tf.reshape(x, [-1, x.shape[-1]]) for x in (image, gradient))
+    with tf.control_dependencies([gradient]):  # else padded with the forward pass
+        return multiply(*cells, transpose_a=True)
+
+
+def pad_where_lines_are_shared(x: tf.Tensor, axis: int = -1) -> tf.Tensor:
+    """With zeros behind along an axis, where rows of that length are slow to go down.
+
+    TensorFlow's products of float32 without oneDNN go down some columns of a matrix at
+    a time. Where rows lie a multiple of 8 KB apart, these columns are in few lines of
+    the cache, and each product takes 1.2 to 1.5 times as long (`SHARE_LINES`).
+
+    Args:
+        x: [..., N, ...], whose N along the axis becomes the length of rows.
+        axis: of x, of a size that is known.
+
+    Returns:
+        x itself where there is nothing to gain, else 16 numbers longer.
+    """
+    if x.dtype != tf.float32 or x.shape[axis] % SHARE_LINES or _uses_onednn():
+        return x
+    return _pad_to_odd_lines(x, axis)
+
+
 def _product(left, right, transpose_b=False):
     """[M, K] and [K, N], or [N, K] to be transposed -> [M, N].
 
@@ -282,9 +364,9 @@ def _product(left, right, transpose_b=False):
 
 
 def _pad_to_odd_lines(x, axis):
-    """[M, N] with zeros behind, an odd number of lines of 16 numbers along an axis."""
+    """With zeros behind, an odd number of lines of 16 numbers along an axis."""
     size = x.shape[axis] if x.shape[axis] is not None else tf.shape(x)[axis]
-    paddings = [[0, 0], [0, 0]]
+    paddings = [[0, 0] for _ in x.shape]
     paddings[axis] = [0, (16 - size) % 32]
     return tf.pad(x, paddings)
 

@@ -26,6 +26,7 @@ from ss_gan_tf.convolution import (
     height_width,
     in_float32,
     is_for_another_device,
+    pad_where_lines_are_shared,
 )
 
 CUT_FROM = 8  # rate, in cells; below it padding is little
@@ -190,11 +191,12 @@ def _by_products(image, kernel, rates):
 def _in_parts(image, kernel, rates):
     """[B, H, W, F] -> [B, H, W, F'], SAME: no product with padding; odd kernels."""
     rows, columns = map(_parts, height_width(image), kernel.shape[:2], rates)
-    return tf.concat(
+    padded = pad_where_lines_are_shared(kernel)
+    out = tf.concat(
         [
             tf.concat(
                 [
-                    _convolve_part(image[:, high, wide], kernel[up, across], rates)
+                    _convolve_part(image[:, high, wide], padded[up, across], rates)
                     for wide, across in columns
                 ],
                 axis=2,
@@ -203,6 +205,7 @@ def _in_parts(image, kernel, rates):
         ],
         axis=1,
     )
+    return out if padded is kernel else out[..., : kernel.shape[-1]]
 
 
 def _convolve_part(image, kernel, rates):
@@ -257,20 +260,21 @@ def _at_kernel(image, gradient, shape, rates, before):
     """
     height, width, filters_in, filters_out = shape
     heights, widths = zip(height_width(image), height_width(gradient), strict=True)
+    with tf.control_dependencies([gradient]):  # else padded with the forward pass
+        padded = pad_where_lines_are_shared(image)
     products = []
     for row in range(height):
         here_h, there_h = _overlap(*heights, row * rates[0] - before[0])
         for column in range(width):
             here_w, there_w = _overlap(*widths, column * rates[1] - before[1])
             with tf.control_dependencies(products[-1:]):
-                parts = image[:, here_h, here_w], gradient[:, there_h, there_w]
-            products.append(
-                tf.matmul(
-                    tf.reshape(parts[0], [-1, filters_in]),
-                    tf.reshape(parts[1], [-1, filters_out]),
-                    transpose_a=True,
-                )
+                parts = padded[:, here_h, here_w], gradient[:, there_h, there_w]
+            product = tf.matmul(
+                tf.reshape(parts[0], [-1, padded.shape[-1]]),
+                tf.reshape(parts[1], [-1, filters_out]),
+                transpose_a=True,
             )
+            products.append(product if padded is image else product[:filters_in])
     return tf.reshape(tf.stack(products), shape)
 
 

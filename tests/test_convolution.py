@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import tensorflow as tf
 
 from ss_gan_tf import convolution, dilation
 from ss_gan_tf.adversary import build_adversary
+from ss_gan_tf.backbones import resnet50_trunk
 from ss_gan_tf.convolution import Conv2D, LeakyReLU
 from ss_gan_tf.dilation import DilatedConv2D
 from ss_gan_tf.generator import build_generator
@@ -567,6 +570,178 @@ def test_compiled_it_learns_by_products(monkeypatch, onednn):
         results.append(gradients(image))
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+# --- Rows that share lines of the cache --------------------------------------
+
+
+@pytest.fixture
+def short_rows_share_lines(monkeypatch):
+    """A CPU without oneDNN, of which rows of 32, 64, ... numbers share lines."""
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "SHARE_LINES", 32)
+    monkeypatch.setattr(convolution, "PAD_FROM", 8 * 32)
+
+
+@pytest.mark.usefixtures("short_rows_share_lines")
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("rows, columns", [(32, 8), (8, 32), (32, 64), (33, 16)])
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_product_is_padded_where_rows_share_lines(
+    rows, columns, transpose_a, transpose_b, unknown
+):
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=size) for size in ([rows, 6], [6, columns]))
+    given = [np.float32(left.T if transpose_a else left)]
+    given += [np.float32(right.T if transpose_b else right)]
+    specs = [tf.TensorSpec(matrix.shape) for matrix in given]
+    if unknown:  # the number of cells: where both are known, they are the weights
+        specs[0] = tf.TensorSpec([None, rows] if transpose_a else [None, 6])
+    product = tf.function(
+        lambda *two: convolution.multiply(*two, transpose_a, transpose_b)
+    ).get_concrete_function(*specs)
+    (matmul,) = (x for x in product.graph.get_operations() if x.type == "MatMul")
+    high, wide = matmul.outputs[0].shape
+    assert wide == columns + 16 * (columns % 32 == 0)
+    if transpose_a or not unknown:
+        assert high == rows + 16 * (rows % 32 == 0 and transpose_a)
+    np.testing.assert_allclose(product(*given), left @ right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype, size, onednn, longer",
+    [
+        ("float32", 32, False, 16),
+        ("float32", 48, False, 0),
+        ("float32", 32, True, 0),
+        ("bfloat16", 32, False, 0),
+        ("float64", 32, False, 0),
+    ],
+)
+def test_rows_are_padded_where_they_are_slow(
+    short_rows_share_lines, monkeypatch, dtype, size, onednn, longer
+):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
+    found = convolution.pad_where_lines_are_shared(tf.ones([3, size, 2], dtype), 1)
+    assert found.shape == [3, size + longer, 2]
+    assert tf.reduce_sum(found) == 3 * size * 2 and tf.reduce_all(found[:, :size] == 1)
+
+
+@pytest.mark.usefixtures("short_rows_share_lines")
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("filters_in, filters", [(32, 8), (8, 32), (64, 32)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("policy, away", [("float32", 1e-5), ("mixed_bfloat16", 0.01)])
+def test_a_kernel_of_one_cell_is_a_product(
+    policy, away, padding, filters_in, filters, known
+):
+    settings = {"padding": padding, "activation": "relu"}
+    image = tf.random.stateless_normal([2, 3, 5, filters_in], [1, 2])
+    layer, plain = (
+        conv(filters, 1, dtype=kind, **settings)
+        for conv, kind in ((Conv2D, policy), (keras.layers.Conv2D, "float32"))
+    )
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights(layer.get_weights())
+    (found, operations), (expected, _) = (
+        product_of(each, image, known) for each in (layer, plain)
+    )
+    kinds = [op.type for op in operations]
+    forwards = policy == "float32" and filters % 32 == 0
+    assert kinds.count("MatMul") == 2 + forwards
+    assert kinds.count("Conv2D") == 1 - forwards
+    assert not {"Conv2DBackpropInput", "Conv2DBackpropFilter"} & set(kinds)
+    for op in operations:
+        if op.type == "MatMul":
+            assert op.get_attr("T") == tf.float32
+            assert op.outputs[0].shape[1] % 32  # no row of a product shares lines
+    for ours, theirs in zip(found, expected, strict=True):
+        assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
+    spec = tf.TensorSpec([None, None, None, filters_in])
+    traced = tf.function(layer).get_concrete_function(image if known else spec)
+    assert traced.output_shapes == [
+        *(image.shape[:3] if known else 3 * [None]),
+        filters,
+    ]
+
+
+@pytest.mark.usefixtures("short_rows_share_lines")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_its_map_is_padded_when_the_gradient_is_there(policy):
+    """Else the padded copy is made with the forward pass, and kept until then."""
+    layer = Conv2D(8, 1, activation="relu", dtype=policy)
+    layer.build([2, 3, 5, 32])
+    operations = product_of(layer, tf.ones([2, 3, 5, 32]), known=True)[1]
+    (gradient,) = (op for op in operations if op.type == "ReluGrad")
+    (at_kernel,) = (
+        op
+        for op in operations
+        if op.type == "MatMul" and op.outputs[0].shape == [48, 8]
+    )
+    padded = at_kernel.inputs[0].op
+    assert padded.type == "Pad"
+    casts = [op for op in gradient.outputs[0].consumers() if op.type == "Cast"]
+    # The cells to pad with are made where the padding is, and wait for it.
+    made = [padded, *(tensor.op for tensor in padded.inputs)]
+    assert any(x in op.control_inputs for x in [gradient, *casts] for op in made)
+
+
+@pytest.mark.parametrize(
+    "settings, policy",
+    [
+        ({}, "float32"),
+        ({"strides": 2}, "float32"),
+        ({"kernel_size": 3}, "float32"),
+        ({"filters": 31}, "float32"),  # fewer weights
+        ({"filters": 48}, "float32"),
+        ({}, "mixed_float16"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "onednn", "gpu", "another"])
+def test_others_are_no_products(
+    short_rows_share_lines, monkeypatch, settings, policy, device
+):
+    settings = {"filters": 32, "kernel_size": 1, "padding": "same", **settings}
+    layer = Conv2D(**settings, dtype=policy)
+    layer.build([2, 4, 6, 8])
+    monkeypatch.setattr(
+        convolution, "device_differentiates_dilation", lambda _: device == "onednn"
+    )
+    if device == "gpu":
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    elsewhere = convolution.on_another_device if device == "another" else nullcontext
+    with elsewhere():
+        kinds = kinds_of(layer, tf.ones([2, 4, 6, 8]), known=True)
+    plain = {"filters": 32, "kernel_size": 1, "padding": "same"}
+    is_product = device == "cpu" and policy == "float32" and settings == plain
+    assert ("MatMul" in kinds) == is_product
+
+
+def test_in_resnet50_the_widest_maps_are_products(monkeypatch):
+    """Four convolutions of one cell with 2,048 filters, and two that read as many."""
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(dilation, "device_differentiates_dilation", lambda _: False)
+    image = keras.Input((64, 64, 3))
+    trunk = keras.Model(image, resnet50_trunk(image))
+    kernels = [w.value for w in trunk.trainable_weights if w.path.endswith("kernel")]
+
+    def gradient(image):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(trunk(image))
+        return tape.gradient(loss, kernels)
+
+    traced = tf.function(gradient).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
+    products = [
+        op
+        for op in traced.graph.get_operations()
+        if op.type == "MatMul" and 2048 + 16 in [*op.outputs[0].shape]
+    ]
+    at_kernels = [op for op in products if op.get_attr("transpose_a")]
+    at_maps = [op for op in products if op.get_attr("transpose_b")]
+    assert (len(products), len(at_kernels), len(at_maps)) == (12, 6, 2)
 
 
 # --- Large maps --------------------------------------------------------------

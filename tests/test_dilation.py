@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ss_gan_tf import dilation
+from ss_gan_tf import convolution, dilation
 from ss_gan_tf.backbones import resnet50_trunk
 from ss_gan_tf.dilation import DilatedConv2D
 
@@ -198,6 +198,40 @@ def test_where_the_device_can_the_kernel_learns_by_products(
         parts = [reshape.op.inputs[0].op for reshape in after.inputs]
         assert [part.type for part in parts] == 2 * ["StridedSlice"]
         assert all(before in behind(part) for part in parts)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("filters_in, filters", [(32, 4), (4, 32), (64, 32)])
+def test_rows_that_share_lines_are_padded(
+    filters_in, filters, known, device_without_gradients, monkeypatch
+):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(convolution, "SHARE_LINES", 32)
+    image = tf.random.stateless_normal([2, 21, 14, filters_in], [1, 2])
+    theirs, ours = (
+        conv(filters, 3, dilation_rate=9, padding="same")
+        for conv in (keras.layers.Conv2D, DilatedConv2D)
+    )
+    for layer in (theirs, ours):
+        layer.build(image.shape)
+    theirs.set_weights(ours.get_weights())
+    spec = tf.TensorSpec(image.shape if known else [2, None, None, filters_in])
+    traced = tf.function(
+        lambda image: output_and_gradients(ours, image)
+    ).get_concrete_function(spec)
+    operations = traced.graph.get_operations()
+    convolved = {op.outputs[0].shape[-1] for op in operations if op.type == "Conv2D"}
+    assert convolved == {
+        filters + 16 * (filters == 32),
+        filters_in + 16 * (filters_in > 4),
+    }
+    products = [op for op in operations if op.type == "MatMul"]
+    assert len(products) == 9
+    for product in products:
+        assert product.outputs[0].shape == [filters_in + 16 * (filters_in > 4), filters]
+    expected = output_and_gradients(theirs, image)
+    for a, b in zip(expected, traced(image), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(params=[False, True])
