@@ -28,7 +28,7 @@ class Conv2D(keras.layers.Conv2D):
     adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
     large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32;
     without oneDNN fc7's, too, and those of large maps strip by strip. Kernels of one
-    cell whose rows share lines of the cache are products there (`multiply`).
+    cell whose rows share lines of the cache are products there (`SHARE_LINES`).
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -71,9 +71,10 @@ class Conv2D(keras.layers.Conv2D):
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
         exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
         exact |= inputs.dtype.size == 2 and strips > 1  # their sum is rounded once
-        pointwise = self._is_product_of_cells(kernel)
-        pointwise &= not product and (exact or inputs.dtype == tf.float32)
-        if not exact and not product and not pointwise and strips == 1:
+        if not product and self._is_slow_pointwise(kernel):
+            if exact or inputs.dtype == tf.float32:
+                return _convolve_pointwise(inputs, kernel, convolve, exact)
+        if not exact and not product and strips == 1:
             return convolve(inputs, kernel)
         how = {"strides": [1, *self.strides, 1], "padding": self.padding.upper()}
 
@@ -85,16 +86,12 @@ class Conv2D(keras.layers.Conv2D):
                     x, w, gradient = in_float32(gradient, x, w)
                 if product:
                     at_image = at_image_by_product(gradient, w)
-                elif pointwise:
-                    at_image = _multiply_cells(gradient, w[0, 0], transpose_b=True)
                 else:
                     at_image = tf.raw_ops.Conv2DBackpropInput(
                         input_sizes=tf.shape(x), filter=w, out_backprop=gradient, **how
                     )
                 if few is True:
                     at_kernel = at_kernel_by_product(x, gradient, w.shape)
-                elif pointwise:
-                    at_kernel = _multiply_maps(x, gradient)[None, None]
                 elif strips > 1:
                     at_kernel = at_kernel_by_strips(x, gradient, w.shape, strips)
                 else:
@@ -104,8 +101,6 @@ class Conv2D(keras.layers.Conv2D):
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
             few = product and _has_few_patches(image, kernel)
-            if pointwise and not exact and kernel.shape[-1] % SHARE_LINES == 0:
-                return _multiply_cells(image, kernel[0, 0]), backward
             if image.dtype != tf.float32 or few is False:  # bfloat16's is slower
                 return convolve(image, kernel), backward
             if few is True:
@@ -134,8 +129,11 @@ class Conv2D(keras.layers.Conv2D):
             return 1
         return strips
 
-    def _is_product_of_cells(self, kernel):
-        """Whether it is one of cells with a matrix, and rows of either share lines."""
+    def _is_slow_pointwise(self, kernel):
+        """Whether it is a product with a matrix of which an axis makes rows slow.
+
+        Rows of outputs in the forward pass, of a map's cells for the gradients.
+        """
         return (
             self.kernel_size == self.strides == (1, 1)
             and math.prod(kernel.shape) >= PAD_FROM
@@ -286,25 +284,60 @@ def height_width(x: tf.Tensor) -> tuple:
     )
 
 
-def multiply(
-    left: tf.Tensor,
-    right: tf.Tensor,
-    transpose_a: bool = False,
-    transpose_b: bool = False,
-) -> tf.Tensor:
-    """`tf.matmul` of two matrices, faster where rows of float32 share lines.
-
-    What becomes columns of the product is padded by `pad_where_lines_are_shared`, what
-    becomes its rows where it lies along rows; the padding is cut off again.
+def _convolve_pointwise(image, kernel, convolve, exact):
+    """A convolution of stride 1 by a kernel of one cell; its gradients are products.
 
     Args:
-        left: [M, K], or [K, M] with `transpose_a`.
-        right: [K, N], or [N, K] with `transpose_b`.
-        transpose_a: whether `left` is transposed.
-        transpose_b: whether `right` is transposed.
+        image: [B, H, W, F], float32, or anything where `exact`.
+        kernel: [1, 1, F, F'], F or F' a multiple of `SHARE_LINES`.
+        convolve: (image, kernel) -> the same, by the device.
+        exact: whether gradients are computed in float32.
 
     Returns:
-        [M, N].
+        [B, H, W, F'].
+    """
+
+    @tf.custom_gradient
+    def forward(image, kernel):
+        def backward(gradient):
+            x, w = image, kernel
+            if exact:
+                x, w, gradient = in_float32(gradient, x, w)
+            with tf.control_dependencies([gradient]):  # else padded with the forward
+                at_image = _multiply_cells(gradient, w, transpose_b=True)
+                at_kernel = _multiply_maps(x, gradient, w.shape)
+            return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
+
+        if exact or kernel.shape[-1] % SHARE_LINES:
+            return convolve(image, kernel), backward
+        return _multiply_cells(image, kernel), backward
+
+    return forward(image, tf.convert_to_tensor(kernel))
+
+
+def _multiply_cells(image, kernel, transpose_b=False):
+    """[B, H, W, F] and [1, 1, F, F'] -> [B, H, W, F']; F' to F with `transpose_b`."""
+    matrix = tf.reshape(kernel, kernel.shape[2:])
+    filters_in, filters = reversed(matrix.shape) if transpose_b else matrix.shape
+    cells = tf.reshape(image, [-1, filters_in])
+    product = _padded_matmul(cells, matrix, transpose_b=transpose_b)
+    product = tf.reshape(product, tf.concat([tf.shape(image)[:3], [filters]], axis=0))
+    return tf.ensure_shape(product, [*image.shape[:3], filters])
+
+
+def _multiply_maps(image, gradient, shape):
+    """[B, H, W, F] and [B, H, W, F'] -> [1, 1, F, F'], `shape`; the sum over cells."""
+    cells = tf.reshape(image, [-1, shape[2]])
+    sent = tf.reshape(gradient, [-1, shape[3]])
+    return tf.reshape(_padded_matmul(cells, sent, transpose_a=True), shape)
+
+
+def _padded_matmul(left, right, transpose_a=False, transpose_b=False):
+    """`tf.matmul` of two matrices, faster where rows of float32 share lines.
+
+    What becomes the product's columns is padded, and with `transpose_a` what becomes
+    its rows, too, because it lies along rows; that is cut off again. Along what is
+    summed over, padding gains nothing.
     """
     how = {"transpose_a": transpose_a, "transpose_b": transpose_b}
     rows, columns = left.shape[int(transpose_a)], right.shape[int(not transpose_b)]
@@ -312,20 +345,6 @@ def multiply(
         left = pad_where_lines_are_shared(left, 1)
     right = pad_where_lines_are_shared(right, int(not transpose_b))
     return tf.matmul(left, right, **how)[:rows, :columns]
-
-
-def _multiply_cells(image, matrix, transpose_b=False):
-    """[B, H, W, F] and [F, F'], or [F', F] to be transposed -> [B, H, W, F']."""
-    cells = tf.reshape(image, [-1, image.shape[-1]])
-    product = multiply(cells, matrix, transpose_b=transpose_b)
-    return tf.reshape(product, [-1, *height_width(image), product.shape[-1]])
-
-
-def _multiply_maps(image, gradient):
-    """[B, H, W, F] and [B, H, W, F'] -> [F, F'], the sum over all cells."""
-    cells = (tf.reshape(x, [-1, x.shape[-1]]) for x in (image, gradient))
-    with tf.control_dependencies([gradient]):  # else padded with the forward pass
-        return multiply(*cells, transpose_a=True)
 
 
 def pad_where_lines_are_shared(x: tf.Tensor, axis: int = -1) -> tf.Tensor:

@@ -121,7 +121,8 @@ def convolve(
                     dilations=[1, *rates, 1],
                 )
                 return at_image, at_kernel
-            reversed_kernel = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
+            with tf.control_dependencies([gradient]):  # else it is made forwards
+                reversed_kernel = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
             if cut:  # SAME with an odd kernel: padded alike in both directions
                 return _in_parts(gradient, reversed_kernel, rates), at_kernel
             around = [

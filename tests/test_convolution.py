@@ -600,7 +600,7 @@ def test_a_product_is_padded_where_rows_share_lines(
     if unknown:  # the number of cells: where both are known, they are the weights
         specs[0] = tf.TensorSpec([None, rows] if transpose_a else [None, 6])
     product = tf.function(
-        lambda *two: convolution.multiply(*two, transpose_a, transpose_b)
+        lambda *two: convolution._padded_matmul(*two, transpose_a, transpose_b)
     ).get_concrete_function(*specs)
     (matmul,) = (x for x in product.graph.get_operations() if x.type == "MatMul")
     high, wide = matmul.outputs[0].shape
@@ -670,23 +670,32 @@ def test_a_kernel_of_one_cell_is_a_product(
 
 @pytest.mark.usefixtures("short_rows_share_lines")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_its_map_is_padded_when_the_gradient_is_there(policy):
-    """Else the padded copy is made with the forward pass, and kept until then."""
-    layer = Conv2D(8, 1, activation="relu", dtype=policy)
-    layer.build([2, 3, 5, 32])
-    operations = product_of(layer, tf.ones([2, 3, 5, 32]), known=True)[1]
+@pytest.mark.parametrize("filters_in, filters", [(32, 8), (8, 32), (32, 64)])
+def test_for_gradients_nothing_is_padded_before_one_is_there(
+    filters_in, filters, policy
+):
+    """Else copies are made with the forward pass, and kept until then."""
+    layer = Conv2D(filters, 1, activation="relu", dtype=policy)
+    layer.build([2, 3, 5, filters_in])
+    image = tf.ones([2, 3, 5, filters_in])
+    operations = product_of(layer, image, known=True)[1]
     (gradient,) = (op for op in operations if op.type == "ReluGrad")
-    (at_kernel,) = (
-        op
-        for op in operations
-        if op.type == "MatMul" and op.outputs[0].shape == [48, 8]
-    )
-    padded = at_kernel.inputs[0].op
-    assert padded.type == "Pad"
+    products = [op for op in operations if op.type == "MatMul"]
+    padded = {
+        tensor.op
+        for product in products
+        if product.get_attr("transpose_a") or product.get_attr("transpose_b")
+        for tensor in product.inputs
+        if tensor.op.type == "Pad"
+    }
+    shared = sum(size % 32 == 0 for size in (filters_in, filters))
+    # At the map its filters, in the kernel; at the kernel those of both maps.
+    assert len(padded) == (filters_in % 32 == 0) + shared
     casts = [op for op in gradient.outputs[0].consumers() if op.type == "Cast"]
-    # The cells to pad with are made where the padding is, and wait for it.
-    made = [padded, *(tensor.op for tensor in padded.inputs)]
-    assert any(x in op.control_inputs for x in [gradient, *casts] for op in made)
+    for pad in padded:
+        # What is padded is there before; with what, is made where the padding is.
+        made = [pad, *(tensor.op for tensor in pad.inputs)]
+        assert any(x in op.control_inputs for x in [gradient, *casts] for op in made)
 
 
 @pytest.mark.parametrize(
@@ -695,7 +704,6 @@ def test_its_map_is_padded_when_the_gradient_is_there(policy):
         ({}, "float32"),
         ({"strides": 2}, "float32"),
         ({"kernel_size": 3}, "float32"),
-        ({"filters": 31}, "float32"),  # fewer weights
         ({"filters": 48}, "float32"),
         ({}, "mixed_float16"),
     ],
@@ -718,6 +726,45 @@ def test_others_are_no_products(
     plain = {"filters": 32, "kernel_size": 1, "padding": "same"}
     is_product = device == "cpu" and policy == "float32" and settings == plain
     assert ("MatMul" in kinds) == is_product
+
+
+def test_small_kernels_are_no_products(short_rows_share_lines, monkeypatch):
+    layer = Conv2D(32, 1, activation="relu")
+    layer.build([2, 4, 6, 8])
+    for least, is_product in ((8 * 32, True), (8 * 32 + 1, False)):
+        monkeypatch.setattr(convolution, "PAD_FROM", least)
+        kinds = kinds_of(layer, tf.ones([2, 4, 6, 8]), known=True)
+        assert ("MatMul" in kinds) == is_product
+
+
+@pytest.mark.usefixtures("short_rows_share_lines")
+@pytest.mark.parametrize("filters_in, filters", [(32, 8), (8, 32)])
+def test_compiled_products_have_the_same_gradients(filters_in, filters):
+    layer = Conv2D(filters, 1, activation="relu")
+    layer.build([2, 3, 5, filters_in])
+
+    def gradients(image):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            loss = tf.reduce_sum(layer(image) ** 2)
+        return tape.gradient(loss, [image, layer.kernel.value])
+
+    for batch in (2, 0):
+        image = tf.random.stateless_normal([batch, 3, 5, filters_in], [1, 2])
+        found = tf.function(gradients, jit_compile=True)(image)
+        for ours, theirs in zip(found, gradients(image), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("short_rows_share_lines")
+def test_what_is_known_of_a_products_sizes_stays_known():
+    layer = Conv2D(32, 1)
+    layer.build([None, None, None, 8])
+    for shape in ([2, None, None], [None, 3, 5], [2, None, 5]):
+        spec = tf.TensorSpec([*shape, 8])
+        traced = tf.function(layer).get_concrete_function(spec)
+        assert traced.output_shapes == [*shape, 32]
+        assert traced(tf.ones([2, 3, 5, 8])).shape == [2, 3, 5, 32]
 
 
 def test_in_resnet50_the_widest_maps_are_products(monkeypatch):

@@ -227,6 +227,13 @@ def test_rows_that_share_lines_are_padded(
     }
     products = [op for op in operations if op.type == "MatMul"]
     assert len(products) == 9
+    # Nothing for gradients is padded or reversed before one is there, and so kept.
+    out = traced.outputs[0].op.inputs[0].op  # behind it an Identity
+    for kind, of_both in (("Pad", True), ("Transpose", False)):
+        found = [op for op in operations if op.type == kind]
+        forwards = [op for op in found if op in behind(out)]
+        assert len(forwards) == (of_both and filters == 32)
+        assert all(out in behind(op) for op in found if op not in forwards)
     for product in products:
         assert product.outputs[0].shape == [filters_in + 16 * (filters_in > 4), filters]
     expected = output_and_gradients(theirs, image)
