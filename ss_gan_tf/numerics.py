@@ -209,7 +209,7 @@ def _rejoining_stages(way, data_dir, config, networks, ignore_label, weakening=N
     """
     other_config = dataclasses.replace(config, **way)
     names = open_dataset(config.dataset, data_dir).class_names
-    others, _ = stages.create_networks(other_config, names)
+    others = stages.create_networks(other_config, names)
     trained = stages.make_stages(config, networks, ignore_label, weakening)
     following = stages.make_stages(other_config, others, ignore_label)
 

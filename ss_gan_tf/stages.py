@@ -54,24 +54,14 @@ class Networks:
         return [v for part in parts if part is not None for v in part.variables]
 
 
-def create_networks(
-    config: Config, class_names: tuple[str, ...], load_weights: bool = True
-) -> tuple[Networks, dict]:
-    """Models with their first weights, and their optimizers.
+def create_networks(config: Config, class_names: tuple[str, ...]) -> Networks:
+    """Models with random weights, and their optimizers.
 
     G is built first, so its random weights do not depend on A's existence.
 
     Args:
         config: the run.
         class_names: of the data set.
-        load_weights: False leaves random weights, for a checkpoint to replace.
-
-    Returns:
-        The networks, and where their weights come from.
-
-    Raises:
-        FileNotFoundError: no weights file, or no run or checkpoint to start from.
-        ValueError: they do not fit.
     """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
@@ -83,20 +73,45 @@ def create_networks(
             _add_adversary(networks, config, len(class_names))
         if config.ema_decay:
             networks.average = checkpoints.build_run_generator(config, len(class_names))
+            networks.average.set_weights(generator.get_weights())
     finally:
         keras.config.set_dtype_policy(policy)
-    provenance = {}
-    if load_weights:
-        provenance["generator"] = checkpoints.initialize_generator(
-            generator, config, class_names
+    return networks
+
+
+def load_first_weights(
+    networks: Networks, config: Config, class_names: tuple[str, ...]
+) -> dict:
+    """Gives a new run's networks the weights that it starts from.
+
+    Called outside the strategy's scope it waits for no other worker: the networks'
+    variables are there, and are assigned alone.
+
+    Args:
+        networks: from `create_networks`.
+        config: the run.
+        class_names: of the data set.
+
+    Returns:
+        Where the weights come from, by network.
+
+    Raises:
+        FileNotFoundError: no weights file, or no run or checkpoint to start from.
+        OSError: the download failed.
+        ValueError: they do not fit.
+    """
+    provenance = {
+        "generator": checkpoints.initialize_generator(
+            networks.generator, config, class_names
         )
-    if load_weights and networks.extractor is not None:
+    }
+    if networks.extractor is not None:
         provenance["extractor"] = load_imagenet(
             networks.extractor, config.backbone, config.backbone_weights
         )
     if networks.average is not None:
-        networks.average.set_weights(generator.get_weights())
-    return networks, provenance
+        networks.average.set_weights(networks.generator.get_weights())
+    return provenance
 
 
 def _add_adversary(networks, config, num_classes):

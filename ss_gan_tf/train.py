@@ -113,10 +113,11 @@ def _train(config, data_dir, workdir, progress, stop, make_stages, strategy):
 
     # --- Models and optimizers -----------------------------------------------
     with strategy.scope():
-        networks, weights = stages.create_networks(
-            config, data.class_names, load_weights=not resumes
-        )
+        networks = stages.create_networks(config, data.class_names)
     if not resumes:
+        weights = workers.agree(
+            lambda: (stages.load_first_weights(networks, config, data.class_names), {})
+        )
         _describe_run(config, data, data_dir, workdir, networks, weights)
     _LOG.info("execution: %s", _execution(config))
 

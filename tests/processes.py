@@ -40,3 +40,15 @@ def finish(*processes):
     outputs = [process.communicate(timeout=3600)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
+
+
+def fail(*processes):
+    """What they say; each has to end by itself, with exit code 1."""
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [1] * len(processes)
+    return outputs

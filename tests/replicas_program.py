@@ -3,9 +3,11 @@
     python -m tests.replicas_program FILE VARIANT ... DEVICES ...
 
 with VARIANT plain, clip, scale or parts and DEVICES none, mirrored or multi_worker
-writes scalars and weights after the steps to FILE-DEVICES-WORKER.json.
+writes scalars and weights after the steps to FILE-DEVICES-WORKER.json. VARIANT from=RUN
+makes no steps: what each device has once networks have started from the G of a run.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -14,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ss_gan_tf import replicas, train_step
+from ss_gan_tf import checkpoints, replicas, stages, train_step
 from ss_gan_tf.adversary import build_adversary
 
 C, SIZE, VOID = 3, 32, 255
@@ -111,6 +113,27 @@ def masks(strategy):
     return function(image, tf.zeros([2, SIZE, SIZE], tf.int32))["kept"].numpy().tolist()
 
 
+def first_weights(strategy, run):
+    """Sums of G's and its average's weights on each device, before and after."""
+    origin = checkpoints.read_run(run)
+    config = dataclasses.replace(origin.config, init_generator=run, ema_decay=0.5)
+    with strategy.scope():
+        networks = stages.create_networks(config, origin.class_names)
+
+    def sums():
+        kernels = [
+            weight.value
+            for model in (networks.generator, networks.average)
+            for weight in model.trainable_weights
+        ]
+        copies = zip(*map(strategy.experimental_local_results, kernels), strict=True)
+        return [[float(tf.reduce_sum(w)) for w in copy] for copy in copies]
+
+    before = sums()
+    stages.load_first_weights(networks, config, origin.class_names)
+    return before, sums()
+
+
 VARIANTS = {
     "plain": {},
     "clip": {"clip": 0.01},
@@ -121,7 +144,8 @@ VARIANTS = {
 
 def main(path, words):
     variants = [word for word in words if word in VARIANTS]
-    kinds = [word for word in words if word not in VARIANTS]
+    runs = [word[5:] for word in words if word.startswith("from=")]
+    kinds = [word for word in words if word in ("none", "mirrored", "multi_worker")]
     if "mirrored" in kinds:
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0],
@@ -130,7 +154,9 @@ def main(path, words):
     for kind in kinds:
         strategy = replicas.make_strategy(kind)
         found = {name: run(strategy, **VARIANTS[name]) for name in variants}
-        if kind == "mirrored":
+        for path_of_run in runs:
+            found["from"] = first_weights(strategy, path_of_run)
+        if kind == "mirrored" and variants:
             found["masks"] = masks(strategy)
         if kind == "mirrored" and "scale" in variants:
             found["overflow"] = overflow(strategy)

@@ -148,7 +148,7 @@ def losses_of(make_stages, networks, sees=lambda: None):
 def other_networks():
     """Weights that the run's seed does not lead to."""
     config = dataclasses.replace(REJOINING, seed=5)
-    return numerics.stages.create_networks(config, ("a", "b", "c"))[0]
+    return numerics.stages.create_networks(config, ("a", "b", "c"))
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +169,9 @@ def test_bfloat16_goes_its_own_way_for_one_update(plain_run, monkeypatch):
     create, followers = numerics.stages.create_networks, []
 
     def remember(*given):
-        assert given[1] == ("a", "b", "c")  # which weights to start from are held to
-        followers.append(create(*given)[0])
-        return followers[-1], {}
+        assert given[1] == ("a", "b", "c")
+        followers.append(create(*given))
+        return followers[-1]
 
     ours, apart = other_networks(), []
     monkeypatch.setattr(numerics.stages, "create_networks", remember)

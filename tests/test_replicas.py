@@ -8,12 +8,13 @@ import signal
 import tempfile
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ss_gan_tf import replicas
-from tests.processes import cluster, finish, start
+from tests.processes import cluster, fail, finish, start
 
 
 def results(path, kind, number=0):
@@ -74,6 +75,18 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
 
 
 # --- Runs --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_first_weights_reach_every_device_and_the_average(tiny_run, tmp_path):
+    path, module = str(tmp_path / "weights"), "tests.replicas_program"
+    finish(start(module, path, f"from={tiny_run}", "none", "mirrored"))
+    ((before,), (loaded,)) = results(path, "none")["from"]
+    half = len(before) // 2
+    for sums in (before, loaded):
+        assert sums[:half] == sums[half:]  # G's and its average's
+    assert before != loaded
+    assert results(path, "mirrored")["from"] == [2 * [before], 2 * [loaded]]
 
 
 def train_arguments(tiny_data, workdir, *more):
@@ -155,12 +168,36 @@ def test_workers_of_which_one_is_wrong_train_nothing(
         start("experiments.train", *arguments, TF_CONFIG=first, **where),
         start("experiments.train", *arguments, flag, TF_CONFIG=second, **where),
     ]
-    outputs = [process.communicate(timeout=600)[0] for process in group]
-    assert [process.returncode for process in group] == [1, 1]
+    outputs = fail(*group)
     said = [output.splitlines()[-1] for output in outputs]
     assert said == [f"error: {of_first}", f"error: {of_second}"]
     assert not (tmp_path / "r").exists()
     assert not list(tmp_path.glob("ss_gan_tf-*"))  # nor has the second a copy
+
+
+@pytest.mark.slow
+def test_weights_that_one_worker_cannot_read_are_told_by_both(tiny_data, tmp_path):
+    good, bad = (str(tmp_path / f"{name}.weights.h5") for name in ("good", "bad"))
+    keras.applications.VGG16(include_top=False, weights=None).save_weights(good)
+    pathlib.Path(bad).write_text("no weights")
+    arguments = train_arguments(tiny_data, tmp_path / "r", "--distribute=multi_worker")
+    arguments += ["--arm=vgg16_g", "--width=1", "--fc_filters=16"]
+    group = [
+        start(
+            "experiments.train",
+            *arguments,
+            f"--backbone_weights={weights}",
+            TF_CONFIG=text,
+            TMPDIR=str(tmp_path),
+        )
+        for weights, text in zip((good, bad), cluster(2), strict=True)
+    ]
+    outputs = fail(*group)
+    first, second = (output.splitlines()[-1] for output in outputs)
+    assert second.startswith(f"error: backbone_weights={bad}: not a weights file of ")
+    assert first == second.replace("error: ", "error: worker 1: ", 1)
+    assert not (tmp_path / "r" / "run.json").exists()
+    assert not list(tmp_path.glob("ss_gan_tf-*"))
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_guard_and_average_take_disk_by_hand():
 @pytest.mark.parametrize("arm", ["vgg16_g", "resnet50_g"])
 def test_parameters_of_narrow_networks(arm):
     config = Config(arm=arm, width=0.125, backbone_weights="none", crop_size=64)
-    networks, _ = stages.create_networks(config, tuple("abcdefghijk"))
+    networks = stages.create_networks(config, tuple("abcdefghijk"))
     built = (
         networks.generator.count_params(),
         (networks.adversary.count_params() + networks.extractor.count_params()),

@@ -18,7 +18,7 @@ def make(tiny_config):
 
     def make(**changes):
         config = dataclasses.replace(tiny_config, **changes)
-        networks, _ = stages.create_networks(config, CLASSES)
+        networks = stages.create_networks(config, CLASSES)
         plan = stages.make_stages(config, networks, ignore_label=255)
         return networks, {stage.name: stage for stage in plan}
 
@@ -195,7 +195,7 @@ def test_the_average_disturbs_no_step(make, batch):
 
 
 def test_the_guard_lowers_the_adversarys_rate_between_steps(tiny_config, batch):
-    networks, _ = stages.create_networks(tiny_config, CLASSES)
+    networks = stages.create_networks(tiny_config, CLASSES)
     weakening = stages.Weakening()
     stage = stages.make_stages(tiny_config, networks, 255, weakening)[-1]
     assert stage.step(*batch)["learning_rate/adversary"].numpy() == np.float32(5e-4)
@@ -206,7 +206,7 @@ def test_the_guard_lowers_the_adversarys_rate_between_steps(tiny_config, batch):
 
 def test_rates_and_ramp_follow_the_runs_clock_where_g_went_back(tiny_config, batch):
     config = dataclasses.replace(tiny_config, lambda_ramp_steps=4)
-    networks, _ = stages.create_networks(config, CLASSES)
+    networks = stages.create_networks(config, CLASSES)
     weakening = stages.Weakening()
     step = stages.make_stages(config, networks, 255, weakening)[-1].step
     for _ in range(3):

@@ -279,7 +279,7 @@ def test_the_extractor_is_the_adversarys_own_copy(extractor):
     config = Config(
         arm="vgg16_g", backbone_weights="none", width=TINY, extractor=extractor
     )
-    networks, _ = stages.create_networks(config, ("road", "sky", "tree"))
+    networks = stages.create_networks(config, ("road", "sky", "tree"))
     if extractor == "none":
         assert networks.extractor is None
         return

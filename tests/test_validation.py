@@ -17,7 +17,7 @@ def make(tiny_config, tiny_data):
     def make(**changes):
         config = dataclasses.replace(tiny_config, **changes)
         data = open_dataset("synthetic", tiny_data)
-        networks, _ = stages.create_networks(config, data.class_names)
+        networks = stages.create_networks(config, data.class_names)
         return Validation(config, data, networks, tf.distribute.get_strategy())
 
     return make

@@ -87,7 +87,7 @@ def main(data_dir, path, *words):
         strategy = replicas.make_strategy(kind)
         data = open_dataset("synthetic", data_dir)
         with strategy.scope():
-            networks, _ = stages.create_networks(CONFIG, data.class_names)
+            networks = stages.create_networks(CONFIG, data.class_names)
         validation = Validation(CONFIG, data, networks, strategy)
         fourth = list(eval_examples(data, "train", limit=4).as_numpy_iterator())[3]
         tasks = {

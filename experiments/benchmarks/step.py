@@ -229,7 +229,7 @@ def make_steps(settings: dict[str, Any]) -> tuple[dict[str, Callable], Any]:
     names = tuple(map(str, range(settings["num_classes"])))
     if "adversarial" not in settings["phases"]:
         config = dataclasses.replace(config, lambda_adv=0.0)
-    networks, _ = stages.create_networks(config, names)
+    networks = stages.create_networks(config, names)
     # From ImageNet weights it is frozen, and that is the run which is measured.
     backbones.freeze_batch_norm(networks.generator)
     steps = {}

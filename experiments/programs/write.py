@@ -251,7 +251,9 @@ class _Backbone:
             lambda_adv=config.lambda_adv or 1e-2,
             jit_compile="on",
         )
-        networks, _ = stages.create_networks(whole, self._data.class_names)
+        names = self._data.class_names
+        networks = stages.create_networks(whole, names)
+        stages.load_first_weights(networks, whole, names)
         # Built here, so that their variables exist; a step may not use them.
         networks.generator_optimizer.build(networks.generator.trainable_variables)
         networks.adversary_optimizer.build(networks.adversary.trainable_variables)

@@ -173,7 +173,7 @@ def test_what_the_peer_cannot_do_is_refused(config, changed, message):
 
 
 def test_a_batch_without_a_label_leaves_the_weights_finite(config):
-    networks, _ = stages.create_networks(
+    networks = stages.create_networks(
         dataclasses.replace(config, backbone_weights="none"), tuple("abcdefg")
     )
     phase2 = torch_run.make_stages(config, networks, 255)[-1]
