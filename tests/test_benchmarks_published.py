@@ -210,16 +210,7 @@ def test_figures_of_the_other_files_in_the_targets():
     assert text.format(*memory, *(row["to_peer"] for row in ours)) in PAGE
 
 
-def test_rounds_behind_the_misses_on_avx2_alone():
-    kept = {
-        row["phase"]: row for row in rows("step-resnet50-avx2", library=f"torch{KEEPS}")
-    }
-    rounds = kept["phase1"]["seconds"]["rounds"]
-    for phase in ("phase1", "control"):
-        (ours,) = rows("step-resnet50-avx2", library="ours, jit off", phase=phase)
-        ratios = zip(ours["seconds"]["rounds"], rounds, strict=True)
-        words = in_words(own / theirs for own, theirs in ratios)
-        assert f"({' and '.join(words.rsplit(', ', 1))})" in PAGE
+def test_peaks_behind_a_near_miss_on_avx2_alone():
     (control,) = rows("step-vgg16-avx2", library="ours, jit off", phase="control")
     (theirs,) = rows("step-vgg16-avx2", library=f"torch{KEEPS}", phase="phase1")
     peaks = (row["peak_memory"] / 1e9 for row in (control, theirs))
