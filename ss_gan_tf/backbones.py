@@ -251,22 +251,46 @@ def _open_application(backbone, weights, wants_classifier):
             name = name.replace(".h5", "_notop.h5")
         home = os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras"))
         return model, os.path.join(home, "models", name)
-    if not os.path.isfile(weights):
-        raise FileNotFoundError(
-            f"backbone_weights={weights}: no such file "
-            "(imagenet downloads, none starts at random)"
-        )
+    check_weights_file(backbone, weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a line a layer, before the one error
             model = build(include_top=_has_classifier(weights), weights=weights)
         return model, weights
     except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(
-            f"backbone_weights={weights}: not a weights file of {backbone} as "
-            f"keras.applications saves it ({reason})"
-        ) from error
+        raise _not_weights(backbone, weights, error) from error
+
+
+def check_weights_file(backbone: str, weights: str):
+    """Refuses a file that cannot hold weights, before the long work.
+
+    Args:
+        backbone: `vgg16` or `resnet50`.
+        weights: `imagenet` and `none` are no files.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not one of HDF5, or is cut short.
+    """
+    if weights in ("imagenet", "none"):
+        return
+    if not os.path.isfile(weights):
+        raise FileNotFoundError(
+            f"backbone_weights={weights}: no such file "
+            "(imagenet downloads, none starts at random)"
+        )
+    try:
+        h5py.File(weights, "r").close()
+    except OSError as error:
+        raise _not_weights(backbone, weights, error) from error
+
+
+def _not_weights(backbone, weights, error):
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(
+        f"backbone_weights={weights}: not a weights file of {backbone} as "
+        f"keras.applications saves it ({reason})"
+    )
 
 
 def _has_classifier(path: str) -> bool:

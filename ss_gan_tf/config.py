@@ -190,7 +190,8 @@ class Config:
                 self.backbone_weights == "none",
                 "width",
                 self.width,
-                "does not fit ImageNet weights; set backbone_weights=none",
+                f"does not fit backbone_weights={self.backbone_weights}, weights of "
+                "width 1; set width=1 or backbone_weights=none",
             )
         if self.init_generator:
             _require(

@@ -201,9 +201,11 @@ def load_model(model_dir: str) -> Model:
         ValueError: model_dir holds no export, or a damaged one.
     """
     if not is_export(model_dir):
+        inside = os.path.join(model_dir, "export")
+        hint = f"; there is one in {inside}" if is_export(inside) else ""
         raise ValueError(
             f"no exported model in {model_dir}: saved_model.pb and "
-            f"{CLASSES_FILE} must be there"
+            f"{CLASSES_FILE} must be there{hint}"
         )
     try:
         classes = strict_json.read(os.path.join(model_dir, CLASSES_FILE))

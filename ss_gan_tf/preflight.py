@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from ss_gan_tf import checkpoints, config_rules, resources
+from ss_gan_tf.backbones import check_weights_file
 from ss_gan_tf.config import Config
 from ss_gan_tf.input_pipeline import PreparedDataset, split_counts
 
@@ -29,9 +30,10 @@ def check(
 
     Raises:
         FileNotFoundError: the weights, or the run to start from, are missing.
-        ValueError: the run to start from has other classes or another network, RUN is
-            the data's folder, a split has no labelled pixel, or the run does not fit
-            on the disk or, by far, into the memory.
+        ValueError: the run to start from has other classes or another network, the
+            weights file is none or cut short, RUN is the data's folder, a split has no
+            labelled pixel, or the run does not fit on the disk or, by far, into the
+            memory.
     """
     _check_data(config, data, workdir, resumes)
     for text in config_rules.unwise(config, _largest_image(data, config.train_split)):
@@ -65,9 +67,7 @@ def _check_data(config: Config, data: PreparedDataset, workdir: str, resumes: bo
 def _check_start(config: Config, data: PreparedDataset):
     if config.init_generator:
         checkpoints.check_start(config, data.class_names)
-    weights = config.backbone_weights
-    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
-        raise FileNotFoundError(f"backbone_weights={weights}: no such file")
+    check_weights_file(config.backbone, config.backbone_weights)
 
 
 def _check_room(config: Config, workdir: str):

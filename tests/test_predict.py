@@ -359,8 +359,11 @@ def test_what_cannot_work_is_said_before_the_work(model_dir, tmp_path):
         predict.predict(model_dir, str(tmp_path / "nowhere"), str(out))
     with pytest.raises(ValueError, match="no image .* in .*empty"):
         predict.predict(model_dir, str(tmp_path / "empty"), str(out))
-    with pytest.raises(ValueError, match="no exported model in"):
+    with pytest.raises(ValueError, match="no exported model in .*must be there$"):
         predict.predict(str(tmp_path), str(photo), str(out))
+    shutil.copytree(model_dir, tmp_path / "run" / "export")
+    with pytest.raises(ValueError, match="there; there is one in .*run/export$"):
+        predict.predict(str(tmp_path / "run"), str(photo), str(out))
     with pytest.raises(NotADirectoryError, match="output_dir is a file"):
         predict.predict(model_dir, str(photo), str(photo))
     with pytest.raises(ValueError, match="alpha"):

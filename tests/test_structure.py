@@ -25,7 +25,8 @@ MAY_IMPORT = {
         "run_state", "stages", "summaries", "validation", "workers",
     },
     "preflight": {
-        "checkpoints", "config", "config_rules", "input_pipeline", "resources",
+        "backbones", "checkpoints", "config", "config_rules", "input_pipeline",
+        "resources",
     },
     "collapse": {
         "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -358,6 +359,17 @@ def test_errors_come_before_anything_is_written(tiny_config, tiny_data, tmp_path
     )
     with pytest.raises(FileNotFoundError, match="none.h5: no such file"):
         train(weights, tiny_data, workdir)
+    with h5py.File(tmp_path / "cut.h5", "w") as file:
+        file["kernel"] = np.zeros(10000)
+    os.truncate(tmp_path / "cut.h5", 20000)
+    (tmp_path / "text.h5").write_text("no weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "create_networks", lambda *_: pytest.fail("built"))
+        for name in ("cut.h5", "text.h5"):
+            path = str(tmp_path / name)
+            other = dataclasses.replace(weights, backbone_weights=path)
+            with pytest.raises(ValueError, match=f"{name}: not a weights file of vgg"):
+                train(other, tiny_data, workdir)
     assert os.listdir(workdir) == ["lock"]
 
 
