@@ -270,7 +270,7 @@ def check_weights_file(backbone: str, weights: str):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not one of HDF5, or is cut short.
+        ValueError: it is not one of HDF5, is cut short, or may not be read.
     """
     if weights in ("imagenet", "none"):
         return

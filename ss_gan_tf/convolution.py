@@ -132,7 +132,8 @@ class Conv2D(keras.layers.Conv2D):
     def _is_slow_pointwise(self, kernel):
         """Whether it is a product with a matrix of which an axis makes rows slow.
 
-        Rows of outputs in the forward pass, of a map's cells for the gradients.
+        Rows of outputs in the forward pass, of a map's cells for the gradients; of
+        stride 1, of a kernel that is worth it, on a CPU without oneDNN.
         """
         return (
             self.kernel_size == self.strides == (1, 1)
@@ -333,7 +334,7 @@ def _multiply_maps(image, gradient, shape):
 
 
 def _padded_matmul(left, right, transpose_a=False, transpose_b=False):
-    """`tf.matmul` of two matrices, faster where rows of float32 share lines.
+    """[M, K] and [K, N] -> [M, N], as `tf.matmul`; faster where rows share lines.
 
     What becomes the product's columns is padded, and with `transpose_a` what becomes
     its rows, too, because it lies along rows; that is cut off again. Along what is

@@ -62,6 +62,9 @@ def create_networks(config: Config, class_names: tuple[str, ...]) -> Networks:
     Args:
         config: the run.
         class_names: of the data set.
+
+    Returns:
+        The networks; a running average begins as G.
     """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)

@@ -85,7 +85,8 @@ def train(
         ValueError: they do not fit the config, RUN holds another run or is in use,
             or there is too little room.
         FloatingPointError: a loss is no longer finite.
-        OSError: no room to write; what was saved before stays good.
+        OSError: no room to write, and what was saved before stays good; or ImageNet's
+            weights could not be downloaded.
         ConnectionError: another worker is gone.
         Stopped: `stop` said so.
     """

@@ -50,5 +50,6 @@ def fail(*processes):
         for process in processes:
             process.kill()
             process.wait()
-    assert [process.returncode for process in processes] == [1] * len(processes)
+    codes = [process.returncode for process in processes]
+    assert codes == [1] * len(processes), [output[-3000:] for output in outputs]
     return outputs

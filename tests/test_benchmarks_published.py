@@ -210,7 +210,20 @@ def test_figures_of_the_other_files_in_the_targets():
     assert text.format(*memory, *(row["to_peer"] for row in ours)) in PAGE
 
 
-def test_peaks_behind_a_near_miss_on_avx2_alone():
+def test_rounds_and_peaks_near_the_bounds_on_avx2_alone():
+    ours = {
+        row["phase"]: row["seconds"]["rounds"]
+        for row in rows("step-resnet50-avx2", library="ours, jit off")
+    }
+    (kept,) = rows("step-resnet50-avx2", library=f"torch{KEEPS}", phase="phase1")
+    theirs = kept["seconds"]["rounds"]
+    for mine, others, text in (
+        (ours["phase1"], theirs, "{} of the time of PyTorch with kept memory in phase"),
+        (ours["control"], theirs, "{} in the control, and"),
+        (ours["adversarial"], ours["phase1"], "adversarial step {} of phase 1: within"),
+    ):
+        words = in_words(a / b for a, b in zip(mine, others, strict=True))
+        assert text.format(" and ".join(words.rsplit(", ", 1))) in PAGE
     (control,) = rows("step-vgg16-avx2", library="ours, jit off", phase="control")
     (theirs,) = rows("step-vgg16-avx2", library=f"torch{KEEPS}", phase="phase1")
     peaks = (row["peak_memory"] / 1e9 for row in (control, theirs))

@@ -706,12 +706,14 @@ def test_for_gradients_nothing_is_padded_before_one_is_there(
         ({"kernel_size": 3}, "float32"),
         ({"filters": 48}, "float32"),
         ({}, "mixed_float16"),
+        ({}, "mixed_bfloat16"),  # where the device adds right
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "onednn", "gpu", "another"])
 def test_others_are_no_products(
     short_rows_share_lines, monkeypatch, settings, policy, device
 ):
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: True)
     settings = {"filters": 32, "kernel_size": 1, "padding": "same", **settings}
     layer = Conv2D(**settings, dtype=policy)
     layer.build([2, 4, 6, 8])
