@@ -28,9 +28,14 @@ from ss_gan_tf.results import read_json
 from ss_gan_tf.train import train
 
 REFERENCE = "float32"
-# Yardsticks: weights of G rounded to bfloat16, or each its larger or smaller neighbour.
+# Yardsticks: weights of G rounded to bfloat16, or each its larger or smaller neighbour,
+# or one of the two, as a generator of that seed draws.
 ROUNDED = "float32-rounded"
-NUDGES = {"float32-nudged": np.inf, "float32-nudged-down": -np.inf}
+NUDGES = {
+    "float32-nudged": np.inf,
+    "float32-nudged-down": -np.inf,
+    **{f"float32-nudged-drawn-{seed}": seed for seed in range(1, 7)},
+}
 # Arithmetic without what a run makes of it: every so many steps such a variant goes on
 # from the float32 run's weights and optimizers. So a loss is at most one update of G
 # and two of A apart.
@@ -68,9 +73,10 @@ TOLERANCES = {
 }
 # Some runs are so sensitive that what is no error leads further than that. There ours
 # may be off by so many times what its yardsticks are, whichever is off most.
-# Another order of sums, in a step: what the last bit of the weights, upwards or
-# downwards, did there or before. One nudge alone has a chance of its own to end up near
-# float32.
+# Another order of sums, in a step: what the last bit of the weights did there or
+# before, in any nudge. One alone has a chance of its own to end up near float32, and
+# two say little of a chaotic run: more may be asked for, and judging each of them by
+# the others shows how often these rules refuse what is no error.
 # bfloat16, which rounds from the first step on, where a yardstick's change has yet to
 # grow: what they, weights rounded once and PyTorch's bfloat16 did in any step. That
 # PyTorch makes the same run, its float32 says by keeping to bfloat16's tolerance.
@@ -88,6 +94,7 @@ def run_variants(
     report: Callable[[str], None] | None = None,
     make_torch_stages: Callable | None = None,
     compared_steps: int | None = None,
+    num_nudges: int = 2,
 ) -> dict:
     """Runs float32 for every seed and each variant for the first one.
 
@@ -98,17 +105,17 @@ def run_variants(
         workdir: where the results of finished runs are kept.
         variants: keys of `VARIANTS`; float32 is always run, and what a variant is
             held against or what may widen its tolerance (`FACTOR`). Nothing is asked
-            of yardsticks: `float32-nudged` and `float32-nudged-down` widen that of
-            float32-xla, torch-float32 and bfloat16, `float32-rounded` and, where it is
-            asked for, `torch-bfloat16` that of bfloat16, beside which the rejoined
-            one always runs. Those of `REJOINED` have float32's mIoU, which is not
-            compared.
+            of yardsticks: nudges widen that of float32-xla, torch-float32 and
+            bfloat16, `float32-rounded` and, where it is asked for, `torch-bfloat16`
+            that of bfloat16, beside which the rejoined one always runs. Those of
+            `REJOINED` have float32's mIoU, which is not compared.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
         make_torch_stages: `stages.make_stages` whose steps are PyTorch's, for the
             variants of that name.
         compared_steps: of each stage, how many losses are compared, from the first
             step; None is all.
+        num_nudges: how many of `NUDGES` such a variant brings along, the first ones.
 
     Returns:
         What `compare` says.
@@ -123,11 +130,13 @@ def run_variants(
         raise ValueError(
             f"variants={','.join(sorted(unknown))}: must be among {', '.join(VARIANTS)}"
         )
+    if not 2 <= num_nudges <= len(NUDGES):
+        raise ValueError(f"num_nudges={num_nudges}: must be 2 to {len(NUDGES)}")
     if config.guard:
         raise ValueError("guard=True: must be off, it leaves out what is not finite")
     wanted = set(variants) | {REFERENCES[v] for v in variants if v in REFERENCES}
     if wanted.intersection(_ORDERS_OF_SUMS + _OURS_IN_BFLOAT16):
-        wanted.update(NUDGES)
+        wanted.update(list(NUDGES)[:num_nudges])
     if wanted.intersection(_OURS_IN_BFLOAT16):
         wanted.add(ROUNDED)
     if "bfloat16" in wanted:  # a wide tolerance would hide an error of a single step
@@ -146,6 +155,8 @@ def run_variants(
             _rejoining_stages, VARIANTS[other], data_dir
         )
     for nudge, towards in NUDGES.items():
+        if isinstance(towards, int):
+            towards = np.random.default_rng(towards)
         change = functools.partial(_nudged, towards)
         makers[nudge] = functools.partial(_stages_from, change)
     places = {run: os.path.join(workdir, "-".join(map(str, run))) for run in plan}
@@ -192,8 +203,11 @@ def _rounded(weights):
 
 
 def _nudged(towards, weights):
-    """The next numbers of float32 on the way to that one."""
-    return tf.math.nextafter(weights, tf.fill(tf.shape(weights), float(towards)))
+    """The next numbers of float32 on the way to that one, or as a generator draws."""
+    if isinstance(towards, np.random.Generator):
+        towards = towards.choice([-np.inf, np.inf], weights.shape)
+    ends = tf.broadcast_to(tf.constant(towards, tf.float32), tf.shape(weights))
+    return tf.math.nextafter(weights, ends)
 
 
 def _rejoining_stages(way, data_dir, config, networks, ignore_label, weakening=None):
@@ -309,6 +323,8 @@ def compare(
         less than the largest).
         "miou": variant, value, difference, within; "spread" is the largest less the
         smallest mIoU of the float32 runs. Allowed and within are None for yardsticks.
+        "strays", of runs with three nudges or more: loss, nudges (how many), outside
+        (which of them would be, judged by the others as XLA is by all).
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -359,7 +375,28 @@ def compare(
         )
     for row in rows:
         row |= _judge(off, row["variant"], row["loss"])
-    return {"rows": rows, "miou": ends, "of_seeds": of_seeds, "spread": spread}
+    strays = [_strays(off, loss) for loss in runs[REFERENCE, seed]["losses"]]
+    return {
+        "rows": rows,
+        "miou": ends,
+        "of_seeds": of_seeds,
+        "spread": spread,
+        "strays": [of_loss for of_loss in strays if of_loss["nudges"] > 2],
+    }
+
+
+def _strays(off, loss):
+    """One of the "strays": nudges are no errors, so one outside is a false alarm."""
+    nudges = [nudge for nudge in NUDGES if (nudge, loss) in off]
+    outside = []
+    for nudge in nudges:
+        as_xla = {
+            ("float32-xla" if other == nudge else other, loss): off[other, loss]
+            for other in nudges
+        }
+        if not _judge(as_xla, "float32-xla", loss)["within"]:
+            outside.append(nudge)
+    return {"loss": loss, "nudges": len(nudges), "outside": outside}
 
 
 def _judge(off, variant, loss):
@@ -417,6 +454,13 @@ def format_table(result: dict) -> str:
     for stage, (first, steps) in compared.items():
         if first < steps:
             lines += ["", f"{stage}: losses of the first {first} of {steps} steps"]
+    for of_loss in result["strays"]:
+        outside = ", ".join(of_loss["outside"]) or "none"
+        lines += [
+            "",
+            f"{of_loss['loss']}: of {of_loss['nudges']} nudges, each judged by the "
+            f"others as XLA is by all, outside are: {outside}",
+        ]
     values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     lines += ["", f"mIoU of the float32 runs, %: {values}"]
     lines.append(f"spread {100 * result['spread']:.2f} points")

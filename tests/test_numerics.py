@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -111,7 +112,7 @@ def test_yardsticks_start_from_changed_weights(monkeypatch):
     kernel, bias = generator.get_weights()
     assert kernel.ravel().tolist() == [1 + 2**-7, 1]  # bfloat16 has seven bits
     assert bias.dtype == np.float32 and abs(bias / -3e38 - 1) < 2**-8
-    up, down = numerics.NUDGES.values()
+    up, down = list(numerics.NUDGES.values())[:2]
     for towards, expected in (
         (up, [1 + 2**-23, -1 + 2**-24]),  # float32 has 23 bits
         (down, [1 - 2**-24, -1 - 2**-23]),
@@ -122,6 +123,23 @@ def test_yardsticks_start_from_changed_weights(monkeypatch):
         kernel, bias = generator.get_weights()
         assert kernel.ravel().tolist() == expected
         assert bias.dtype == np.float32 and 0 < bias * np.sign(towards) < 1e-37
+
+
+def test_further_nudges_draw_a_direction_for_each_weight():
+    weights = tf.constant(np.random.default_rng(0).normal(size=(30, 40)), tf.float32)
+    moved = []
+    for seed in list(numerics.NUDGES.values())[2:]:
+        draws = np.random.default_rng(seed)
+        for _ in range(2):  # two variables of one shape
+            nudged = numerics._nudged(draws, weights).numpy()
+            assert nudged.dtype == np.float32
+            up = nudged > weights.numpy()
+            ends = np.where(up, np.inf, -np.inf).astype(np.float32)
+            np.testing.assert_array_equal(nudged, np.nextafter(weights, ends))
+            assert 0.4 < up.mean() < 0.6
+            moved.append(up)
+    for one, other in itertools.combinations(moved, 2):
+        assert 0.4 < (one == other).mean() < 0.6
 
 
 REJOINING = Config(
@@ -359,6 +377,33 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
         numerics.run_variants(other, "DATA", str(tmp_path), ["bfloat16"], 2)
 
 
+def test_more_nudges_run_where_they_are_asked_for(monkeypatch, tmp_path):
+    drawn = []
+
+    def train(config, data_dir, workdir, progress, make_stages):
+        drawn.append(change_of(make_stages))
+        (tmp_path / workdir).mkdir(parents=True)
+        progress("phase1", 1, 1, {"loss/mce": 1.0})
+        return {"miou": 0.5}
+
+    monkeypatch.setattr(numerics, "train", train)
+    given = Config(), "DATA", str(tmp_path), ["float32-xla"], 2
+    numerics.run_variants(*given)
+    assert len(drawn) == 5
+    result = numerics.run_variants(*given, num_nudges=4)
+    first, second = drawn[5:]
+    assert first[0] is second[0] is numerics._nudged
+    of_first, of_second = first[1].random(9), second[1].random(9)
+    assert of_first.tolist() == np.random.default_rng(1).random(9).tolist()
+    assert of_second.tolist() == np.random.default_rng(2).random(9).tolist()
+    names = [row["variant"] for row in result["rows"]]
+    assert names == [*list(numerics.NUDGES)[:4], "float32-xla"]
+    assert result["strays"][0]["nudges"] == 4
+    for number in (1, 9):
+        with pytest.raises(ValueError, match=f"num_nudges={number}: must be 2 to 8"):
+            numerics.run_variants(*given, num_nudges=number)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -427,7 +472,7 @@ def test_the_program_ends_with_one_line(
 ):
     class Flags(dict):
         data_dir, workdir, variants, num_seeds = "DATA", str(tmp_path), [], 2
-        compared_steps = 50
+        compared_steps, num_nudges = 50, 2
 
         def __missing__(self, name):
             value = given.get(name)
@@ -458,6 +503,7 @@ def test_the_program_names_a_folder_that_is_a_file(monkeypatch, tmp_path):
         "workdir": f"{tmp_path}/file",
         "num_seeds": 2,
         "compared_steps": 50,
+        "num_nudges": 2,
     }
     given = types.SimpleNamespace(variants=[], **settings)
     monkeypatch.setattr(program, "FLAGS", given)
@@ -493,13 +539,13 @@ def test_the_exit_code_is_that_of_the_variants(monkeypatch, tmp_path, off, code)
     result = numerics.compare(runs, 0)
     settings = {"data_dir": "DATA", "workdir": str(tmp_path)}
     given = types.SimpleNamespace(
-        variants=VARIANTS, num_seeds=2, compared_steps=50, **settings
+        variants=VARIANTS, num_seeds=2, compared_steps=50, num_nudges=3, **settings
     )
     monkeypatch.setattr(program, "FLAGS", given)
     monkeypatch.setattr(program, "_config_from_flags", Config)
 
-    def run_variants(*_, compared_steps, **__):
-        assert compared_steps == 50
+    def run_variants(*_, compared_steps, num_nudges, **__):
+        assert compared_steps == 50 and num_nudges == 3
         return result
 
     monkeypatch.setattr(program, "run_variants", run_variants)
@@ -619,6 +665,34 @@ def test_of_two_nudges_the_larger_counts_in_each_step_and_in_the_mean():
         runs["float32-xla", 0] = run(*changed, miou=0.5)
         assert numerics.compare(runs, 0)["rows"][-1]["outside_from"] == step + 1
         runs["float32-xla", 0] = run(*losses, miou=0.5)
+
+
+def test_each_of_three_nudges_or_more_is_judged_by_the_others():
+    off = {
+        "float32-nudged": [0, 0.04, 0.02],
+        "float32-nudged-down": [0.03, 0.01, 0.07],  # 0.06 are allowed by the others
+        "float32-nudged-drawn-1": [0, 0.03, 0.04],
+        "float32-nudged-drawn-2": [0.021, 0.001, 0.001],  # by 0.03 of the second
+    }
+    one = np.ones(3)
+    runs = {(name, 0): run(*(one + by), miou=0.5) for name, by in off.items()}
+    runs = {("float32", 0): run(*one, miou=0.5)} | runs
+    result = numerics.compare(runs, 0)
+    refused = ["float32-nudged-down"]
+    (strays,) = result["strays"]
+    assert strays == {"loss": "phase1 mce", "nudges": 4, "outside": refused}
+    told = "phase1 mce: of 4 nudges, each judged by the others as XLA is by all"
+    assert f"{told}, outside are: float32-nudged-down" in numerics.format_table(result)
+    # Neither XLA nor weights rounded once have a say in it.
+    runs["float32-rounded", 0] = runs["float32-xla", 0] = run(9.0, 9.0, 9.0, miou=0.5)
+    assert numerics.compare(runs, 0)["strays"] == [strays]
+    # In the mean alone: 0.0367 of 0.035.
+    runs["float32-nudged-down", 0] = run(*(one + [0.03, 0.05, 0.03]), miou=0.5)
+    assert numerics.compare(runs, 0)["strays"][0]["outside"] == refused
+    del runs["float32-nudged-drawn-1", 0], runs["float32-nudged-drawn-2", 0]
+    result = numerics.compare(runs, 0)
+    assert result["strays"] == []
+    assert "judged by the others" not in numerics.format_table(result)
 
 
 def test_a_mean_beyond_what_the_last_bit_does_is_outside():
