@@ -16,6 +16,7 @@ import tensorflow as tf
 
 PRODUCT_FROM = 2**24  # weights of a kernel; of smaller ones the patches take more room
 STRIP_FROM = 2**25  # numbers of an image's patches, 0.13 GB; of more, strip by strip
+STRIP_ALL_FROM = 2**27  # of so many not only the gradient at the kernel, 0.54 GB
 SHARE_LINES = 2**11  # numbers; rows of a multiple of it share lines of the cache
 PAD_FROM = 2**19  # weights of a kernel; products with smaller ones are not padded
 
@@ -27,8 +28,9 @@ class Conv2D(keras.layers.Conv2D):
     That at the bias is a sum, and the others are computed in float32 where the device
     adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
     large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32;
-    without oneDNN fc7's, too, and those of large maps strip by strip. Kernels of one
-    cell whose rows share lines of the cache are products there (`SHARE_LINES`).
+    without oneDNN fc7's, too, and those of large maps strip by strip; of the largest
+    maps all is. Kernels of one cell whose rows share lines of the cache are products
+    there (`SHARE_LINES`).
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -68,6 +70,7 @@ class Conv2D(keras.layers.Conv2D):
             return convolve(inputs, kernel)
         product = self._is_like_a_product(kernel)
         strips = self._num_strips(inputs, kernel)
+        all_in_strips = strips > 1 and self._num_patches(inputs) >= STRIP_ALL_FROM
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
         exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
         exact |= inputs.dtype.size == 2 and strips > 1  # their sum is rounded once
@@ -86,6 +89,8 @@ class Conv2D(keras.layers.Conv2D):
                     x, w, gradient = in_float32(gradient, x, w)
                 if product:
                     at_image = at_image_by_product(gradient, w)
+                elif all_in_strips:
+                    at_image = at_image_by_strips(gradient, w, x, strips)
                 else:
                     at_image = tf.raw_ops.Conv2DBackpropInput(
                         input_sizes=tf.shape(x), filter=w, out_backprop=gradient, **how
@@ -101,6 +106,8 @@ class Conv2D(keras.layers.Conv2D):
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
             few = product and _has_few_patches(image, kernel)
+            if all_in_strips and not product:
+                return convolve_by_strips(image, kernel, strips), backward
             if image.dtype != tf.float32 or few is False:  # bfloat16's is slower
                 return convolve(image, kernel), backward
             if few is True:
@@ -118,16 +125,19 @@ class Conv2D(keras.layers.Conv2D):
         image, all of it at once: for one of 3x3 nine times as much as the map. Strips
         need room for a second gradient: what they save must be more.
         """
-        sizes = image.shape[1:]
-        if not sizes.is_fully_defined():
-            return 1
-        patches = math.prod(sizes) * math.prod(self.kernel_size)
-        strips = max(1, min(sizes[0], math.ceil(patches / STRIP_FROM)))
+        patches = self._num_patches(image)
+        strips = max(1, min(image.shape[1] or 1, math.ceil(patches / STRIP_FROM)))
         if patches - patches // strips <= math.prod(kernel.shape):
             return 1
         if not self._keeps_size_on_a_cpu() or _uses_onednn():
             return 1
         return strips
+
+    def _num_patches(self, image):
+        """How many numbers the kernel meets on one image; 0 where that is unknown."""
+        sizes = image.shape[1:]
+        known = sizes.is_fully_defined()
+        return math.prod(sizes) * math.prod(self.kernel_size) if known else 0
 
     def _is_slow_pointwise(self, kernel):
         """Whether it is a product with a matrix of which an axis makes rows slow.
@@ -223,6 +233,65 @@ def at_kernel_by_product(image: tf.Tensor, gradient: tf.Tensor, shape) -> tf.Ten
     return tf.reshape(tf.concat(products, axis=0), shape)
 
 
+def convolve_by_strips(image: tf.Tensor, kernel: tf.Tensor, strips: int) -> tf.Tensor:
+    """A convolution of stride 1 with an odd kernel, SAME, one strip after the other.
+
+    On a CPU without oneDNN TensorFlow lays out what the kernel meets on all images:
+    1.2 GB at conv1_2 of VGG16 and 2x512x512 cells.
+
+    Args:
+        image: [B, H, W, F], H known.
+        kernel: [k, k', F, F'].
+        strips: how many, at most H.
+
+    Returns:
+        [B, H, W, F'].
+    """
+    around, found = kernel.shape[0] // 2, []
+    for top, bottom, above, below in _strips(image.shape[1], around, strips):
+        with tf.control_dependencies(found[-1:]):
+            seen = image[:, top - above : bottom + below]
+        missing = [around - above, around - below]
+        sides = [kernel.shape[1] // 2] * 2
+        found.append(tf.nn.conv2d(seen, kernel, 1, [[0, 0], missing, sides, [0, 0]]))
+    return tf.concat(found, axis=1)
+
+
+def at_image_by_strips(
+    gradient: tf.Tensor, kernel: tf.Tensor, image: tf.Tensor, strips: int
+) -> tf.Tensor:
+    """The gradient at the image of a convolution of stride 1 with an odd kernel, SAME.
+
+    One strip after the other: TensorFlow's kernel for CPUs without oneDNN lays out what
+    the kernel meets on an image, as it does for `at_kernel_by_strips`.
+
+    Args:
+        gradient: [B, H, W, F'] at the output.
+        kernel: [k, k', F, F'].
+        image: [B, H, W, F], of which the shape is taken, H known.
+        strips: how many, at most H.
+
+    Returns:
+        [B, H, W, F].
+    """
+    around, found = kernel.shape[0] // 2, []
+    sizes = tf.shape(image)
+    for top, bottom, above, below in _strips(image.shape[1], around, strips):
+        with tf.control_dependencies(found[-1:]):
+            sent = gradient[:, top - above : bottom + below]
+        beyond = [around + above, around + below]  # rows that see some of the strip
+        of_strip = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.stack([sizes[0], bottom - top, sizes[2], sizes[3]]),
+            filter=kernel,
+            out_backprop=sent,
+            strides=[1] * 4,
+            padding="EXPLICIT",
+            explicit_paddings=[0, 0, *beyond, *[kernel.shape[1] // 2] * 2, 0, 0],
+        )
+        found.append(of_strip)
+    return tf.concat(found, axis=1)
+
+
 def at_kernel_by_strips(
     image: tf.Tensor, gradient: tf.Tensor, shape, strips: int
 ) -> tf.Tensor:
@@ -240,11 +309,8 @@ def at_kernel_by_strips(
     Returns:
         [k, k', F, F'].
     """
-    height, around = image.shape[1], shape[0] // 2
-    edges = [height * i // strips for i in range(strips + 1)]
-    total = None
-    for top, bottom in itertools.pairwise(edges):
-        above, below = min(around, top), min(around, height - bottom)
+    around, total = shape[0] // 2, None
+    for top, bottom, above, below in _strips(image.shape[1], around, strips):
         with tf.control_dependencies([gradient] if total is None else [total]):
             seen = image[:, top - above : bottom + below]
             sent = gradient[:, top:bottom]
@@ -259,6 +325,13 @@ def at_kernel_by_strips(
         )
         total = of_strip if total is None else total + of_strip
     return total
+
+
+def _strips(height, around, strips):
+    """(top, bottom, rows seen above, below) of each; a kernel reaches `around` rows."""
+    edges = [height * i // strips for i in range(strips + 1)]
+    for top, bottom in itertools.pairwise(edges):
+        yield top, bottom, min(around, top), min(around, height - bottom)
 
 
 def _patches(image, shape):

@@ -1,3 +1,4 @@
+import itertools
 from contextlib import nullcontext
 
 import keras
@@ -811,6 +812,80 @@ def test_strips_have_the_gradient_of_the_whole_map(height, strips, size):
     assert found.shape == shape
 
 
+@pytest.mark.parametrize("height, strips", [(5, 1), (5, 2), (5, 5), (2, 2), (13, 4)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 5)])
+@pytest.mark.parametrize("batch", [2, None])
+def test_strips_have_the_map_of_the_whole_and_its_gradient(height, strips, size, batch):
+    image = tf.random.stateless_normal([2, height, 6, 3], [1, 2])
+    gradient = tf.random.stateless_normal([2, height, 6, 4], [3, 4])
+    kernel = tf.random.stateless_normal([*size, 3, 4], [5, 6])
+    specs = [tf.TensorSpec([batch, *x.shape[1:]]) for x in (image, gradient)]
+
+    @tf.function(input_signature=specs)
+    def found(image, gradient):
+        return (
+            convolution.convolve_by_strips(image, kernel, strips),
+            convolution.at_image_by_strips(gradient, kernel, image, strips),
+        )
+
+    expected = (
+        tf.nn.conv2d(image, kernel, 1, "SAME"),
+        tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=image.shape,
+            filter=kernel,
+            out_backprop=gradient,
+            strides=[1] * 4,
+            padding="SAME",
+        ),
+    )
+    for ours, theirs in zip(found(image, gradient), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    # One strip after the other: each waits for the last, or for what was cut for it.
+    for kind in ("Conv2D", "Conv2DBackpropInput"):
+        graph = found.get_concrete_function().graph
+        parts = [op for op in graph.get_operations() if op.type == kind]
+        assert len(parts) == strips
+        for last, part in itertools.pairwise(parts):
+            cut = part.inputs[2 if kind == "Conv2DBackpropInput" else 0].op
+            made = [cut, *(tensor.op for tensor in cut.inputs)]
+            assert cut.type == "StridedSlice"
+            assert any(last in op.control_inputs for op in made)
+
+
+@pytest.mark.parametrize(
+    "policy, away",
+    [("float32", 1e-5), ("mixed_bfloat16", 0.01), ("mixed_float16", 0.002)],
+)
+def test_the_largest_maps_are_all_in_strips(monkeypatch, policy, away):
+    monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
+    monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
+    monkeypatch.setattr(convolution, "STRIP_FROM", 648)  # half of an image's
+    settings = {"padding": "same", "activation": "relu"}
+    layer, plain = Conv2D(4, 3, dtype=policy, **settings), Conv2D(4, 3, **settings)
+    image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
+    for each in (layer, plain):
+        each.build(image.shape)
+    plain.set_weights(layer.get_weights())
+    kinds = "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"
+
+    def count(operations):
+        found = [op.type for op in operations]
+        return [found.count(kind) for kind in kinds]
+
+    monkeypatch.setattr(convolution, "STRIP_ALL_FROM", 1297)
+    expected, operations = product_of(plain, image, known=True)
+    assert count(operations) == [1, 1, 2]
+    monkeypatch.setattr(convolution, "STRIP_ALL_FROM", 1296)
+    found, operations = product_of(layer, image, known=True)
+    assert count(operations) == [2, 2, 2]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
+    # Of a map whose size is not known nothing is cut.
+    assert count(product_of(layer, image)[1]) == [1, 1, 1]
+    with convolution.on_another_device():
+        assert count(product_of(layer, image, known=True)[1]) == [1, 1, 1]
+
+
 def strips_of(layer, image, known=True):
     """Results, and what finds the gradient at a kernel; each waits for the last."""
     results, operations = product_of(layer, image, known)
@@ -906,12 +981,18 @@ def test_groups_and_dilation_are_not_cut(monkeypatch, settings, of_its_own):
 def test_of_a_large_map_little_is_laid_out(monkeypatch):
     """VGG16's convolutions of three blocks at the paper's size and a tenth of it."""
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
-    for size, filters, strips in ((500, 64, 5), (250, 128, 3), (125, 256, 2)):
+    first = ((500, 64, 5, True), (250, 128, 3, False), (125, 256, 2, False))
+    for size, filters, strips, all_of_it in first:
         layer = Conv2D(filters, 3, padding="same")
         layer.build([2, size, size, filters])
         for batch, divided, expected in ((2, 1, strips), (None, 1, strips), (2, 10, 1)):
             shape = [batch, size // divided, size // divided, filters]
             assert layer._num_strips(tf.TensorSpec(shape), layer.kernel) == expected
+        traced = tf.function(layer).get_concrete_function(
+            tf.TensorSpec([2, size, size, filters])
+        )
+        found = [op.type for op in traced.graph.get_operations()].count("Conv2D")
+        assert found == (strips if all_of_it else 1)
 
 
 def test_compiled_strips_have_the_same_gradient(monkeypatch):
@@ -922,14 +1003,18 @@ def test_compiled_strips_have_the_same_gradient(monkeypatch):
 
     def gradient(image):
         with tf.GradientTape() as tape:
+            tape.watch(image)
             loss = tf.reduce_sum(layer(image) ** 2)
-        return tape.gradient(loss, layer.kernel.value)
+        return tape.gradient(loss, [image, layer.kernel.value])
 
     expected = tf.function(gradient)(image)
     monkeypatch.setattr(convolution, "STRIP_FROM", 400)
-    assert len(strips_of(layer, image)[1]) == 4
-    found = tf.function(gradient, jit_compile=True)(image)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for all_from in (2**27, 1):
+        monkeypatch.setattr(convolution, "STRIP_ALL_FROM", all_from)
+        assert len(strips_of(layer, image)[1]) == 4
+        found = tf.function(gradient, jit_compile=True)(image)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_for_a_gpu_nothing_changes(monkeypatch):
