@@ -55,6 +55,12 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
     if distribute == "mirrored":
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if len(devices) == 1:
+            _LOG.warning(
+                "distribute=mirrored: there is one %s here, so this is a run on one "
+                "device",
+                kind,
+            )
         return tf.distribute.MirroredStrategy(devices)
     hosts, number = _read_cluster(os.environ.get("TF_CONFIG", ""))
     handler = signal.getsignal(signal.SIGTERM)

@@ -310,6 +310,23 @@ def test_export_then_predict(workdir, tmp_path):
         assert ids.size == (40, 35) and set(ids.getdata()) == {3}
 
 
+def test_an_onnx_export_tells_how_close_it_is(monkeypatch, capsys):
+    program = importlib.import_module("experiments.export")
+    given = {"workdir": "RUN", "output_dir": "OUT", "checkpoint": "last"}
+    given = types.SimpleNamespace(format="onnx", **given)
+    monkeypatch.setattr(program, "FLAGS", given)
+    for name in ("check_installed", "show_own_messages", "export_run"):
+        monkeypatch.setattr(program, name, lambda *_: None)
+    compared = {"same_class_ids": 0.99987, "probability_difference": 2.34e-6}
+    monkeypatch.setattr(program, "add_onnx", lambda folder: compared)
+    program.main([""])
+    assert capsys.readouterr().out.splitlines() == [
+        "model.onnx beside the SavedModel on drawn images: the same class in 99.987% "
+        "of the pixels, probabilities at most 2e-06 apart",
+        "exported to OUT",
+    ]
+
+
 def test_a_users_mistake_is_one_line(tmp_path):
     flags = f"--workdir={tmp_path}", f"--output_dir={tmp_path}/export"
     done = command("export", *flags)

@@ -7,6 +7,7 @@ import re
 import signal
 import tempfile
 import time
+import types
 
 import h5py
 import keras
@@ -331,6 +332,20 @@ def test_a_cluster_that_is_none_is_refused_in_one_line(monkeypatch, text):
     with pytest.raises(ValueError, match="TF_CONFIG must be") as error:
         replicas.make_strategy("multi_worker")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind, number", [("GPU", 1), ("GPU", 2), ("CPU", 1)])
+def test_mirroring_one_device_is_told(monkeypatch, caplog, kind, number):
+    devices = [types.SimpleNamespace(name=f"/device:{kind}:{i}") for i in range(number)]
+    monkeypatch.setattr(
+        tf.config,
+        "list_logical_devices",
+        lambda asked: devices if asked == kind else [],
+    )
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", list)
+    assert replicas.make_strategy("mirrored") == [device.name for device in devices]
+    told = f"distribute=mirrored: there is one {kind} here, so this is a run on one dev"
+    assert (told in caplog.text) == (number == 1)
 
 
 def test_an_address_that_is_taken_is_named(monkeypatch, caplog):
