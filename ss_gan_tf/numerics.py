@@ -454,6 +454,16 @@ def format_table(result: dict) -> str:
     for stage, (first, steps) in compared.items():
         if first < steps:
             lines += ["", f"{stage}: losses of the first {first} of {steps} steps"]
+    nudges = {row["variant"] for row in result["rows"]}.intersection(NUDGES)
+    if 0 < len(nudges) < len(NUDGES) and any(
+        row["within"] is False and row["allowed"][0] > TOLERANCES[row["variant"]]
+        for row in result["rows"]
+    ):
+        lines += [
+            "",
+            f"{len(nudges)} nudges say little of losses that the last bit moves so "
+            f"far: --num_nudges={len(NUDGES)}",
+        ]
     for of_loss in result["strays"]:
         outside = ", ".join(of_loss["outside"]) or "none"
         lines += [

@@ -667,6 +667,27 @@ def test_of_two_nudges_the_larger_counts_in_each_step_and_in_the_mean():
         runs["float32-xla", 0] = run(*losses, miou=0.5)
 
 
+@pytest.mark.parametrize(
+    "moved, off, num_nudges, told",
+    [
+        (0.02, 0.031, 2, True),
+        (0.02, 0.029, 2, False),  # within
+        (0.01, 0.031, 2, False),  # its own tolerance: more would not change much
+        (0.02, 0.031, 8, False),
+    ],
+)
+def test_where_more_nudges_would_say_more_they_are_named(moved, off, num_nudges, told):
+    runs = {("float32", 0): run(1.0, 1.0, miou=0.5)}
+    for nudge in list(numerics.NUDGES)[:num_nudges]:
+        runs[nudge, 0] = run(1.0 + moved, 1.0 + moved, miou=0.5)
+    runs["float32-xla", 0] = run(1.0 + off, 1.0, miou=0.5)
+    table = numerics.format_table(numerics.compare(runs, 0))
+    line = (
+        "2 nudges say little of losses that the last bit moves so far: --num_nudges=8"
+    )
+    assert (line in table.splitlines()) == told
+
+
 def test_each_of_three_nudges_or_more_is_judged_by_the_others():
     off = {
         "float32-nudged": [0, 0.04, 0.02],
