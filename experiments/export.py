@@ -76,8 +76,8 @@ def main(argv):
             compared = add_onnx(FLAGS.output_dir)
             print(
                 "model.onnx beside the SavedModel on drawn images: the same class in "
-                f"{compared['same_class_ids']:.3%} of the pixels, probabilities at "
-                f"most {compared['probability_difference']:.1g} apart"
+                f"{compared['same_class_ids']:.3%} of the pixels, largest difference "
+                f"of a probability {compared['probability_difference']:.1e}"
             )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")

@@ -15,7 +15,8 @@ they are needed: XLA and PyTorch's float32, other orders of sums, may be off, in
 step, by one and a half times the most that any nudge was off up to there, bfloat16 by
 one and a half times the most that any yardstick was off, where that is beyond their own
 tolerance. Two nudges say little where the last bit decides what becomes of a run:
---num_nudges=8 runs all, and tells which of them the others would refuse.
+--num_nudges=8 runs all, and tells which of them the others would refuse. Choose before
+the run: more nudges can only allow more.
 
 torch-float32 and torch-bfloat16 (extra `peers`) are the same run with steps in PyTorch:
 whether a second implementation has the same losses, and what its bfloat16 does to them.

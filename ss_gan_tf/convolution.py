@@ -28,9 +28,9 @@ class Conv2D(keras.layers.Conv2D):
     That at the bias is a sum, and the others are computed in float32 where the device
     adds in bfloat16; not so in groups, with dilation or with channels first. Kernels as
     large as fc6's of VGG16 learn by matrix products on a CPU, of float16 in float32;
-    without oneDNN fc7's, too, and those of large maps strip by strip; of the largest
-    maps all is. Kernels of one cell whose rows share lines of the cache are products
-    there (`SHARE_LINES`).
+    without oneDNN fc7's, too, and those of large maps strip by strip; the largest maps
+    are convolved so as well. Kernels of one cell whose rows share lines of the cache
+    are products there (`SHARE_LINES`).
 
     The first of `normalization.convolve_and_normalize` has the normalised map as its
     output while that normalisation is frozen.
@@ -70,7 +70,8 @@ class Conv2D(keras.layers.Conv2D):
             return convolve(inputs, kernel)
         product = self._is_like_a_product(kernel)
         strips = self._num_strips(inputs, kernel)
-        all_in_strips = strips > 1 and self._num_patches(inputs) >= STRIP_ALL_FROM
+        large = self._num_patches(inputs) >= STRIP_ALL_FROM
+        all_in_strips = large and strips > 1 and not product
         exact = inputs.dtype == tf.bfloat16 and not device_adds_right()
         exact |= inputs.dtype == tf.float16 and product  # it has no kernel that is fast
         exact |= inputs.dtype.size == 2 and strips > 1  # their sum is rounded once
@@ -106,7 +107,7 @@ class Conv2D(keras.layers.Conv2D):
                 return tf.cast(at_image, image.dtype), tf.cast(at_kernel, kernel.dtype)
 
             few = product and _has_few_patches(image, kernel)
-            if all_in_strips and not product:
+            if all_in_strips:
                 return convolve_by_strips(image, kernel, strips), backward
             if image.dtype != tf.float32 or few is False:  # bfloat16's is slower
                 return convolve(image, kernel), backward
@@ -119,7 +120,7 @@ class Conv2D(keras.layers.Conv2D):
         return forward(inputs, tf.convert_to_tensor(kernel))
 
     def _num_strips(self, image, kernel):
-        """In how many strips of a map the gradient at the kernel is computed.
+        """In how many strips the gradient at the kernel, or all of a map, is computed.
 
         TensorFlow's kernel for CPUs without oneDNN lays out what the kernel meets on an
         image, all of it at once: for one of 3x3 nine times as much as the map. Strips
@@ -237,7 +238,8 @@ def convolve_by_strips(image: tf.Tensor, kernel: tf.Tensor, strips: int) -> tf.T
     """A convolution of stride 1 with an odd kernel, SAME, one strip after the other.
 
     On a CPU without oneDNN TensorFlow lays out what the kernel meets on all images:
-    1.2 GB at conv1_2 of VGG16 and 2x512x512 cells.
+    1.2 GB at conv1_2 of VGG16 and 2x512x512 cells. A bias and ReLU behind it go over
+    the map by themselves; only those of one convolution are fused with it.
 
     Args:
         image: [B, H, W, F], H known.

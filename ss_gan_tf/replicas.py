@@ -57,8 +57,8 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
         if len(devices) == 1:
             _LOG.warning(
-                "distribute=mirrored: there is one %s here, so this is a run on one "
-                "device",
+                "distribute=mirrored: TensorFlow has one device of the kind %s here: "
+                "there is nothing to share",
                 kind,
             )
         return tf.distribute.MirroredStrategy(devices)

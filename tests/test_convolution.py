@@ -880,6 +880,10 @@ def test_the_largest_maps_are_all_in_strips(monkeypatch, policy, away):
     assert count(operations) == [2, 2, 2]
     for ours, theirs in zip(found, expected, strict=True):
         assert tf.norm(tf.cast(ours, tf.float32) - theirs) < away * tf.norm(theirs)
+    # What is a product stays one.
+    with monkeypatch.context() as patch:
+        patch.setattr(convolution, "PRODUCT_FROM", 1)
+        assert count(product_of(plain, image, known=True)[1])[:2] == [1, 0]
     # Of a map whose size is not known nothing is cut.
     assert count(product_of(layer, image)[1]) == [1, 1, 1]
     with convolution.on_another_device():
@@ -1011,6 +1015,9 @@ def test_compiled_strips_have_the_same_gradient(monkeypatch):
     monkeypatch.setattr(convolution, "STRIP_FROM", 400)
     for all_from in (2**27, 1):
         monkeypatch.setattr(convolution, "STRIP_ALL_FROM", all_from)
+        kinds = [op.type for op in product_of(layer, image, known=True)[1]]
+        for kind in ("Conv2D", "Conv2DBackpropInput"):
+            assert kinds.count(kind) == (4 if all_from == 1 else 1)
         assert len(strips_of(layer, image)[1]) == 4
         found = tf.function(gradient, jit_compile=True)(image)
         for ours, theirs in zip(found, expected, strict=True):

@@ -667,31 +667,11 @@ def test_of_two_nudges_the_larger_counts_in_each_step_and_in_the_mean():
         runs["float32-xla", 0] = run(*losses, miou=0.5)
 
 
-@pytest.mark.parametrize(
-    "moved, off, num_nudges, told",
-    [
-        (0.02, 0.031, 2, True),
-        (0.02, 0.029, 2, False),  # within
-        (0.01, 0.031, 2, False),  # its own tolerance: more would not change much
-        (0.02, 0.031, 8, False),
-    ],
-)
-def test_where_more_nudges_would_say_more_they_are_named(moved, off, num_nudges, told):
-    runs = {("float32", 0): run(1.0, 1.0, miou=0.5)}
-    for nudge in list(numerics.NUDGES)[:num_nudges]:
-        runs[nudge, 0] = run(1.0 + moved, 1.0 + moved, miou=0.5)
-    runs["float32-xla", 0] = run(1.0 + off, 1.0, miou=0.5)
-    table = numerics.format_table(numerics.compare(runs, 0))
-    line = (
-        "2 nudges say little of losses that the last bit moves so far: --num_nudges=8"
-    )
-    assert (line in table.splitlines()) == told
-
-
 def test_each_of_three_nudges_or_more_is_judged_by_the_others():
     off = {
-        "float32-nudged": [0, 0.04, 0.02],
-        "float32-nudged-down": [0.03, 0.01, 0.07],  # 0.06 are allowed by the others
+        "float32-nudged": [0, 0.04, 0.05],
+        # 0.06 are allowed by those drawn, 0.075 would be by its mirror image.
+        "float32-nudged-down": [0.03, 0.01, 0.07],
         "float32-nudged-drawn-1": [0, 0.03, 0.04],
         "float32-nudged-drawn-2": [0.021, 0.001, 0.001],  # by 0.03 of the second
     }
@@ -702,12 +682,13 @@ def test_each_of_three_nudges_or_more_is_judged_by_the_others():
     refused = ["float32-nudged-down"]
     (strays,) = result["strays"]
     assert strays == {"loss": "phase1 mce", "nudges": 4, "outside": refused}
-    told = "phase1 mce: of 4 nudges, each judged by the others as XLA is by all"
-    assert f"{told}, outside are: float32-nudged-down" in numerics.format_table(result)
+    told = "phase1 mce: of 4 nudges, each judged by the others as XLA is by all of"
+    told += " them, outside are: float32-nudged-down"
+    assert told in numerics.format_table(result).splitlines()
     # Neither XLA nor weights rounded once have a say in it.
     runs["float32-rounded", 0] = runs["float32-xla", 0] = run(9.0, 9.0, 9.0, miou=0.5)
     assert numerics.compare(runs, 0)["strays"] == [strays]
-    # In the mean alone: 0.0367 of 0.035.
+    # In the mean alone: 0.0367 of 0.035, of 0.045 by its mirror image.
     runs["float32-nudged-down", 0] = run(*(one + [0.03, 0.05, 0.03]), miou=0.5)
     assert numerics.compare(runs, 0)["strays"][0]["outside"] == refused
     del runs["float32-nudged-drawn-1", 0], runs["float32-nudged-drawn-2", 0]

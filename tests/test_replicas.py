@@ -334,7 +334,9 @@ def test_a_cluster_that_is_none_is_refused_in_one_line(monkeypatch, text):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind, number", [("GPU", 1), ("GPU", 2), ("CPU", 1)])
+@pytest.mark.parametrize(
+    "kind, number", [(k, n) for k in ("GPU", "CPU") for n in (1, 2)]
+)
 def test_mirroring_one_device_is_told(monkeypatch, caplog, kind, number):
     devices = [types.SimpleNamespace(name=f"/device:{kind}:{i}") for i in range(number)]
     monkeypatch.setattr(
@@ -344,7 +346,7 @@ def test_mirroring_one_device_is_told(monkeypatch, caplog, kind, number):
     )
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", list)
     assert replicas.make_strategy("mirrored") == [device.name for device in devices]
-    told = f"distribute=mirrored: there is one {kind} here, so this is a run on one dev"
+    told = f"distribute=mirrored: TensorFlow has one device of the kind {kind} here"
     assert (told in caplog.text) == (number == 1)
 
 
