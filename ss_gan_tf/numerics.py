@@ -325,8 +325,7 @@ def compare(
         "miou": variant, value, difference, within; "spread" is the largest less the
         smallest mIoU of the float32 runs. Allowed and within are None for yardsticks.
         "strays", of runs with three nudges or more: loss, nudges (how many), outside
-        (which of them would be, judged by the others as XLA is by all of them; up and
-        down are each other's mirror image at first, and neither judges the other).
+        (which of them would be, judged by the others as XLA is by all of them).
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -390,15 +389,12 @@ def compare(
 def _strays(off, loss):
     """One of the "strays": nudges are no errors, so one outside is a false alarm."""
     nudges = [nudge for nudge in NUDGES if (nudge, loss) in off]
-    mirrored = {nudge for nudge in nudges if abs(NUDGES[nudge]) == np.inf}
     outside = []
     for nudge in nudges:
         as_xla = {
-            (other, loss): off[other, loss]
+            ("float32-xla" if other == nudge else other, loss): off[other, loss]
             for other in nudges
-            if other != nudge and not {other, nudge} <= mirrored
         }
-        as_xla["float32-xla", loss] = off[nudge, loss]
         if not _judge(as_xla, "float32-xla", loss)["within"]:
             outside.append(nudge)
     return {"loss": loss, "nudges": len(nudges), "outside": outside}
