@@ -852,6 +852,19 @@ def test_strips_have_the_map_of_the_whole_and_its_gradient(height, strips, size,
             assert any(last in op.control_inputs for op in made)
 
 
+def in_two_precisions(policy):
+    """A convolution, the same in float32, and an image of 8 x 6 cells for both."""
+    layers = [
+        Conv2D(4, 3, padding="same", activation="relu", dtype=kind)
+        for kind in (policy, "float32")
+    ]
+    image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
+    for layer in layers:
+        layer.build(image.shape)
+    layers[1].set_weights(layers[0].get_weights())
+    return *layers, image
+
+
 @pytest.mark.parametrize(
     "policy, away",
     [("float32", 1e-5), ("mixed_bfloat16", 0.01), ("mixed_float16", 0.002)],
@@ -860,12 +873,7 @@ def test_the_largest_maps_are_all_in_strips(monkeypatch, policy, away):
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
     monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     monkeypatch.setattr(convolution, "STRIP_FROM", 648)  # half of an image's
-    settings = {"padding": "same", "activation": "relu"}
-    layer, plain = Conv2D(4, 3, dtype=policy, **settings), Conv2D(4, 3, **settings)
-    image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
-    for each in (layer, plain):
-        each.build(image.shape)
-    plain.set_weights(layer.get_weights())
+    layer, plain, image = in_two_precisions(policy)
     kinds = "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"
 
     def count(operations):
@@ -923,14 +931,7 @@ def test_large_maps_are_gone_through_in_strips(monkeypatch, policy, away):
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: False)
     monkeypatch.setattr(convolution, "device_adds_right", lambda: False)
     monkeypatch.setattr(convolution, "STRIP_FROM", 10**6)
-    settings = {"padding": "same", "activation": "relu"}
-    layer, plain = (
-        Conv2D(4, 3, dtype=kind, **settings) for kind in (policy, "float32")
-    )
-    image = tf.random.stateless_normal([2, 8, 6, 3], [1, 2])
-    for each in (layer, plain):
-        each.build(image.shape)
-    plain.set_weights(layer.get_weights())
+    layer, plain, image = in_two_precisions(policy)
     expected, whole = strips_of(plain, image)
     assert len(whole) == 1
     # Those of an image are 8 x 6 x 9 x 3 numbers.
