@@ -14,6 +14,7 @@ split without labels then has no figures.
 """
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_evaluation
 from ss_gan_tf.measures import METRICS, format_table
 from ss_gan_tf.messages import first_line, one_line
+from ss_gan_tf.workers import Workers
 
 FLAGS = flags.FLAGS
 
@@ -57,7 +59,10 @@ def define_flags():
         "outlines, granulation, large areas and calibration.",
     )
     flags.DEFINE_enum(
-        "distribute", "none", ["none", "mirrored"], "Images to all GPUs, or to one."
+        "distribute",
+        "none",
+        ["none", "mirrored", "multi_worker"],
+        "Images to one GPU, to all GPUs here, or to those of the workers in TF_CONFIG.",
     )
     flags.DEFINE_integer("batch_size", 1, "Images of one size at once.", lower_bound=1)
     flags.DEFINE_string("submission", None, "Gets PNGs for the benchmark's server.")
@@ -98,7 +103,9 @@ def evaluate_run(
         limit: first images only; 0 is all.
         submission_dir: gets the predictions for the benchmark's server; None writes
             none.
-        distribute: "none", or "mirrored": the images are shared out to all GPUs.
+        distribute: "none", or the images are shared out: "mirrored" to all GPUs of
+            this machine, "multi_worker" to those of the workers in TF_CONFIG, of which
+            the first writes the result.
         progress: called with the number of images done and of all images.
 
     Returns:
@@ -108,75 +115,120 @@ def evaluate_run(
         FileNotFoundError: no run, no checkpoint or no data there.
         FileExistsError: another submission is in its folder.
         ValueError: no such split, data of other classes than the run's, a setting
-            that cannot be, or no server for the data set.
+            that cannot be, or no server for the data set; or workers differ.
+        ConnectionError: another worker is gone.
     """
-    run = checkpoints.read_run(workdir)
-    prepared = input_pipeline.open_dataset(run.config.dataset, data_dir or run.data_dir)
-    if tuple(prepared.class_names) != tuple(run.class_names):
+    if submission_dir and distribute == "multi_worker":
         raise ValueError(
-            f"the run has the classes {', '.join(run.class_names)}, but the data has "
-            f"{', '.join(prepared.class_names)}"
+            f"submission={submission_dir}: is written by one process, which "
+            "distribute=multi_worker is not; mirrored uses all GPUs of one machine"
         )
-    examples = input_pipeline.eval_examples(prepared, split, limit=limit or None)
-    own = run.config
-    given = {"mode": mode, "overlap": overlap, "scales": scales, "flip": flip}
-    changes = {f"eval_{name}": v for name, v in given.items() if v is not None}
-    asked = dataclasses.replace(own, **changes)
-    if overlap is not None and asked.eval_mode != "sliding":
-        raise ValueError(
-            f"eval_overlap={overlap}: is that of windows, which "
-            f"eval_mode={asked.eval_mode} has not; give --eval_mode=sliding"
-        )
-    kind = ("-best" if checkpoint == "best" else "") + (f"-first{limit}" * bool(limit))
-    if asked.eval_mode != own.eval_mode:
-        kind += f"-{asked.eval_mode}"
-    if run.other_splits(prepared.digests, [split]):
-        kind += f"-data{prepared.digests[split][:8]}"
-    if asked.eval_overlap != own.eval_overlap:
-        kind += f"-overlap{asked.eval_overlap:g}"
-    if asked.eval_scales != own.eval_scales:
-        kind += "".join(f"-x{scale:g}" for scale in asked.eval_scales)
-    if asked.eval_flip != own.eval_flip:
-        kind += "-flip" if asked.eval_flip else "-noflip"
-    path = os.path.join(workdir, "eval", split + kind, "metrics.json")
-    metrics_kind = metrics_kind or ("full" if _is_full(path) else own.eval_metrics)
     strategy = replicas.make_strategy(distribute)
-    with strategy.scope():
-        generator, info = checkpoints.load_generator(run, checkpoint)
-    write = None
-    if submission_dir:
-        write = submission.make_writer(
-            own.dataset, submission_dir, split=split, num_classes=len(run.class_names)
+    workers = Workers(strategy)
+
+    def prepare():
+        """Refuses what cannot be evaluated; what all workers must have alike."""
+        run = checkpoints.read_run(workdir)
+        prepared = input_pipeline.open_dataset(
+            run.config.dataset, data_dir or run.data_dir
         )
-    kept = []
-    metrics = evaluate(
-        generator,
-        examples,
-        class_names=run.class_names,
-        ignore_label=prepared.ignore_label,
-        normalize=normalize,
-        mode=asked.eval_mode,
-        window=asked.eval_window,
-        overlap=asked.eval_overlap,
-        scales=asked.eval_scales,
-        flip=asked.eval_flip,
-        batch_size=batch_size,
-        progress=progress,
-        on_prediction=write,
-        full=metrics_kind == "full",
-        on_counts=kept.append,
-        devices=replicas.devices(strategy),
-    )
+        if tuple(prepared.class_names) != tuple(run.class_names):
+            raise ValueError(
+                f"the run has the classes {', '.join(run.class_names)}, but the data "
+                f"has {', '.join(prepared.class_names)}"
+            )
+        prepared.source(split)  # an unknown one is an error
+        given = {"mode": mode, "overlap": overlap, "scales": scales, "flip": flip}
+        changes = {f"eval_{name}": v for name, v in given.items() if v is not None}
+        asked = dataclasses.replace(run.config, **changes)
+        if overlap is not None and asked.eval_mode != "sliding":
+            raise ValueError(
+                f"eval_overlap={overlap}: is that of windows, which "
+                f"eval_mode={asked.eval_mode} has not; give --eval_mode=sliding"
+            )
+        name = _result_name(run, asked, prepared, split, checkpoint, limit)
+        path = os.path.join(workdir, "eval", name, "metrics.json")
+        kind = metrics_kind or ("full" if _is_full(path) else run.config.eval_metrics)
+        found = checkpoints.find_checkpoint(workdir, checkpoint)
+        facts = json.loads(asked.to_json()) | {
+            "result": name,
+            "checkpoint": os.path.relpath(found, workdir),
+            "eval_metrics": kind,
+            f"digest of {split}": prepared.digests.get(split),
+        }
+        return (run, prepared, asked, path, kind, found), facts
+
+    with replicas.naming_lost_workers(strategy, "it begins anew"):
+        run, prepared, asked, path, metrics_kind, found = workers.agree(prepare)
+        with strategy.scope():
+            generator = checkpoints.build_run_generator(
+                run.config, len(run.class_names)
+            )
+        info = workers.agree(
+            lambda: (checkpoints.restore_generator(generator, found), {})
+        )
+        write = None
+        if submission_dir:
+            write = submission.make_writer(
+                run.config.dataset,
+                submission_dir,
+                split=split,
+                num_classes=len(run.class_names),
+            )
+        kept = []
+        metrics = evaluate(
+            generator,
+            input_pipeline.eval_examples(
+                prepared,
+                split,
+                limit=limit or None,
+                worker=(workers.number, workers.count),
+            ),
+            class_names=run.class_names,
+            ignore_label=prepared.ignore_label,
+            normalize=normalize,
+            mode=asked.eval_mode,
+            window=asked.eval_window,
+            overlap=asked.eval_overlap,
+            scales=asked.eval_scales,
+            flip=asked.eval_flip,
+            batch_size=batch_size,
+            progress=progress,
+            on_prediction=write,
+            full=metrics_kind == "full",
+            on_counts=kept.append,
+            devices=replicas.devices(strategy),
+            join=workers.join,
+        )
     info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
     metrics |= {
-        "dataset": own.dataset,
+        "dataset": run.config.dataset,
         "split": split,
         "partial": prepared.partial,
         "limit": limit,
         **info,
     }
-    write_evaluation(metrics, kept[0], os.path.dirname(path))
+    if workers.number == 0:
+        write_evaluation(metrics, kept[0], os.path.dirname(path))
     return metrics, path
+
+
+def _result_name(run, asked, prepared, split, checkpoint, limit):
+    """The folder of a result, another one for each kind."""
+    own = run.config
+    name = split + ("-best" if checkpoint == "best" else "")
+    name += f"-first{limit}" * bool(limit)
+    if asked.eval_mode != own.eval_mode:
+        name += f"-{asked.eval_mode}"
+    if run.other_splits(prepared.digests, [split]):
+        name += f"-data{prepared.digests[split][:8]}"
+    if asked.eval_overlap != own.eval_overlap:
+        name += f"-overlap{asked.eval_overlap:g}"
+    if asked.eval_scales != own.eval_scales:
+        name += "".join(f"-x{scale:g}" for scale in asked.eval_scales)
+    if asked.eval_flip != own.eval_flip:
+        name += "-flip" if asked.eval_flip else "-noflip"
+    return name
 
 
 def _is_full(path):

@@ -281,8 +281,15 @@ def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def naming_lost_workers(
+    strategy: tf.distribute.Strategy,
+    then: str = "they go on from the last saved state",
+) -> Iterator[None]:
     """Says so where TensorFlow's error comes from another worker that is gone.
+
+    Args:
+        strategy: of the work.
+        then: what the same command does.
 
     Raises:
         ConnectionError: in its place; nothing was lost but steps since the last save.
@@ -294,7 +301,7 @@ def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"another worker is gone or out of reach: {first_line(error)}; start all "
-            "of them again with the same command: they go on from the last saved state"
+            f"of them again with the same command: {then}"
         ) from error
 
 

@@ -268,6 +268,8 @@ def test_a_submission_holds_what_was_scored(voc_workdir, tmp_path):
 def test_a_submission_that_no_server_takes_is_one_line(workdir, tmp_path):
     with pytest.raises(ValueError, match="no evaluation server takes synthetic; .*voc"):
         evaluate_run(workdir, submission_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="submission=.*: is written by one process"):
+        evaluate_run(workdir, submission_dir="S", distribute="multi_worker")
 
 
 def test_what_does_not_fit_is_one_clear_error(workdir, data_dir, tmp_path, monkeypatch):

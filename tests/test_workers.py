@@ -3,15 +3,16 @@
 import concurrent.futures
 import json
 import queue
+import shutil
 import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ss_gan_tf import per_image
+from ss_gan_tf import per_image, strict_json
 from ss_gan_tf.workers import Workers
-from tests.processes import cluster, finish, start
+from tests.processes import cluster, fail, finish, start
 
 CLASSES = ("sky", "road")
 LONG = 60  # seconds that only a wrong program waits
@@ -207,3 +208,29 @@ def test_two_processes_evaluate_as_one_stop_and_fail_together(tiny_data, tmp_pat
         first_line = one["trouble"].splitlines()[0]
         expected = (f"worker 1: {first_line}", one["trouble"])[number]
         assert two["trouble"] == expected
+
+
+@pytest.mark.slow
+def test_the_command_evaluates_with_two_processes_as_with_one(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    metrics = run / "eval" / "val" / "metrics.json"
+    arguments = ["experiments.evaluate", f"--workdir={run}", "--eval_metrics=full"]
+    finish(start(*arguments))
+    alone = strict_json.read(metrics)
+    shutil.rmtree(metrics.parent)
+    arguments.append("--distribute=multi_worker")
+    finish(*(start(*arguments, TF_CONFIG=text) for text in cluster(2)))
+    assert strict_json.read(metrics) == alone
+    # One of them is asked for another thing: neither evaluates, nothing is lost.
+    first, second = cluster(2)
+    outputs = fail(
+        start(*arguments, TF_CONFIG=first),
+        start(*arguments, "--limit=1", TF_CONFIG=second),
+    )
+    for output in outputs:
+        assert output.splitlines()[-1] == (
+            "error: result=val-first1: on worker 1, worker 0 has val; all workers of a "
+            "run need the same flags, data and files"
+        )
+    assert strict_json.read(metrics) == alone

@@ -44,7 +44,10 @@ def define_flags():
         "step: each is measured; mixed_float16 of ours alone.",
     )
     flags.DEFINE_multi_enum(
-        "jit_compile", ["off"], ["auto", "on", "off"], "step: each is measured."
+        "jit_compile",
+        ["auto"],
+        ["auto", "on", "off"],
+        "step: each is measured; auto is what a run has on this device.",
     )
     flags.DEFINE_multi_enum("phase", list(PHASES), PHASES, "step: each is measured.")
     flags.DEFINE_enum("peer", "none", ["none", "torch"], "What ours is compared with.")
@@ -118,7 +121,7 @@ def run(
     settings = _sizes(values) | {"keep_freed_memory": values.keep_freed_memory}
     result = {"settings": settings | {"repeats": values.repeats}, "rows": []}
     for precision in values.precision:
-        libraries = [f"ours, jit {mode}" for mode in values.jit_compile]
+        libraries = list(dict.fromkeys(map(_ours, values.jit_compile)))
         if values.peer == "torch":
             keeps = KEEPS if allocation.can_keep_freed_memory() else ""
             libraries += dict.fromkeys(["torch", f"torch{keeps}"])
@@ -166,6 +169,14 @@ def _sizes(values):
     return {name: getattr(values, name) for name in names}
 
 
+def _ours(jit_compile):
+    """The name of our library in a row; `make_steps` reads it."""
+    from ss_gan_tf import stages
+
+    compiled = stages.compiles(config_lib.Config(jit_compile=jit_compile))
+    return f"ours, jit {'on' if compiled else 'off'}"
+
+
 def _builder(library):
     ours = library.startswith("ours")
     return "step:build_ours" if ours else "torch_step:build_peer"
@@ -175,12 +186,18 @@ def _builder(library):
 
 
 def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
-    """Our steps by phase, "product" (a matrix product) and "flops"; in a worker."""
+    """Our steps by phase, "product" (a matrix product) and "flops"; in a worker.
+
+    On a GPU "peak_memory" too: the most bytes of it that TensorFlow has had in use.
+    """
     import tensorflow as tf
 
     from experiments.benchmarks.flops import count_flops
     from ss_gan_tf import convolution
 
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:  # others are measured beside it
+        tf.config.experimental.set_memory_growth(gpu, True)
     if settings.get("keep_freed_memory", True):  # as experiments.train does
         allocation.keep_freed_memory()
     else:
@@ -204,11 +221,15 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
     dtype = settings["precision"].removeprefix("mixed_")
     matrix = tf.ones([PRODUCT_SIZE, PRODUCT_SIZE], dtype)
     product = tf.function(lambda: tf.matmul(matrix, matrix)[0, 0])
-    return {
+    offered = {
         **{phase: lambda step=step: work(step) for phase, step in steps.items()},
         "product": lambda: float(product()),
         "flops": flops,
     }
+    if gpus:
+        memory = tf.config.experimental.get_memory_info
+        offered["peak_memory"] = lambda: memory("GPU:0")["peak"]
+    return offered
 
 
 def make_steps(settings: dict[str, Any]) -> tuple[dict[str, Callable], Any]:
