@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+import subprocess
 
 import pytest
 
@@ -20,6 +21,25 @@ BEFORE_PANELS = "## Pictures"  # which need weights and the data set
 
 def test_something_is_published():
     assert FOLDERS
+
+
+def git(*arguments, text=""):
+    found = subprocess.run(
+        ["git", *arguments], cwd=ROOT, input=text, capture_output=True, text=True
+    )
+    return found.stdout.strip()
+
+
+def test_commits_that_the_pages_name_are_in_the_history():
+    if git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("no checkout with its history")
+    pages = ("README.md", "WORKSPACE.md", "CHANGELOG.md", "docs/measurements.md")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+    # Seven decimal digits may be a figure, seven letters a word.
+    names = set(re.findall(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7}\b", text))
+    assert len(names) > 50
+    told = git("cat-file", "--batch-check", text="\n".join(sorted(names)))
+    assert not [line for line in told.splitlines() if " commit " not in line]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
