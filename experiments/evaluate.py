@@ -30,7 +30,7 @@ from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_evaluation
 from ss_gan_tf.measures import METRICS, format_table
 from ss_gan_tf.messages import first_line, one_line
-from ss_gan_tf.workers import Workers
+from ss_gan_tf.workers import Workers, digest
 
 FLAGS = flags.FLAGS
 
@@ -118,117 +118,162 @@ def evaluate_run(
             that cannot be, or no server for the data set; or workers differ.
         ConnectionError: another worker is gone.
     """
-    if submission_dir and distribute == "multi_worker":
-        raise ValueError(
-            f"submission={submission_dir}: is written by one process, which "
-            "distribute=multi_worker is not; mirrored uses all GPUs of one machine"
-        )
     strategy = replicas.make_strategy(distribute)
     workers = Workers(strategy)
 
     def prepare():
-        """Refuses what cannot be evaluated; what all workers must have alike."""
-        run = checkpoints.read_run(workdir)
-        prepared = input_pipeline.open_dataset(
-            run.config.dataset, data_dir or run.data_dir
-        )
-        if tuple(prepared.class_names) != tuple(run.class_names):
+        if submission_dir and distribute == "multi_worker":
             raise ValueError(
-                f"the run has the classes {', '.join(run.class_names)}, but the data "
-                f"has {', '.join(prepared.class_names)}"
+                f"submission={submission_dir}: is written by one process, which "
+                "distribute=multi_worker is not; mirrored uses all GPUs of one machine"
             )
-        prepared.source(split)  # an unknown one is an error
-        given = {"mode": mode, "overlap": overlap, "scales": scales, "flip": flip}
-        changes = {f"eval_{name}": v for name, v in given.items() if v is not None}
-        asked = dataclasses.replace(run.config, **changes)
-        if overlap is not None and asked.eval_mode != "sliding":
-            raise ValueError(
-                f"eval_overlap={overlap}: is that of windows, which "
-                f"eval_mode={asked.eval_mode} has not; give --eval_mode=sliding"
-            )
-        name = _result_name(run, asked, prepared, split, checkpoint, limit)
-        path = os.path.join(workdir, "eval", name, "metrics.json")
-        kind = metrics_kind or ("full" if _is_full(path) else run.config.eval_metrics)
-        found = checkpoints.find_checkpoint(workdir, checkpoint)
-        facts = json.loads(asked.to_json()) | {
-            "result": name,
-            "checkpoint": os.path.relpath(found, workdir),
-            "eval_metrics": kind,
-            f"digest of {split}": prepared.digests.get(split),
-        }
-        return (run, prepared, asked, path, kind, found), facts
+        task = _Task(workdir, data_dir, split, checkpoint, limit, metrics_kind)
+        task.ask(mode=mode, overlap=overlap, scales=scales, flip=flip)
+        return task, task.facts() | {"batch_size": batch_size}
 
     with replicas.naming_lost_workers(strategy, "it begins anew"):
-        run, prepared, asked, path, metrics_kind, found = workers.agree(prepare)
+        task = workers.agree(prepare)
         with strategy.scope():
-            generator = checkpoints.build_run_generator(
-                run.config, len(run.class_names)
-            )
-        info = workers.agree(
-            lambda: (checkpoints.restore_generator(generator, found), {})
-        )
+            generator = task.build_generator()
+        info = workers.agree(lambda: task.restore(generator, workers.count > 1))
         write = None
         if submission_dir:
             write = submission.make_writer(
-                run.config.dataset,
+                task.config.dataset,
                 submission_dir,
                 split=split,
-                num_classes=len(run.class_names),
+                num_classes=len(task.data.class_names),
             )
         kept = []
         metrics = evaluate(
             generator,
-            input_pipeline.eval_examples(
-                prepared,
-                split,
-                limit=limit or None,
-                worker=(workers.number, workers.count),
-            ),
-            class_names=run.class_names,
-            ignore_label=prepared.ignore_label,
+            task.examples((workers.number, workers.count)),
+            class_names=task.data.class_names,
+            ignore_label=task.data.ignore_label,
             normalize=normalize,
-            mode=asked.eval_mode,
-            window=asked.eval_window,
-            overlap=asked.eval_overlap,
-            scales=asked.eval_scales,
-            flip=asked.eval_flip,
+            mode=task.config.eval_mode,
+            window=task.config.eval_window,
+            overlap=task.config.eval_overlap,
+            scales=task.config.eval_scales,
+            flip=task.config.eval_flip,
             batch_size=batch_size,
-            progress=progress,
+            progress=progress and (lambda done, _: progress(done, task.num_examples)),
             on_prediction=write,
-            full=metrics_kind == "full",
+            full=task.metrics_kind == "full",
             on_counts=kept.append,
             devices=replicas.devices(strategy),
             join=workers.join,
         )
-    info["checkpoint"] = os.path.relpath(info["checkpoint"], workdir)
-    metrics |= {
-        "dataset": run.config.dataset,
-        "split": split,
-        "partial": prepared.partial,
-        "limit": limit,
-        **info,
-    }
-    if workers.number == 0:
-        write_evaluation(metrics, kept[0], os.path.dirname(path))
-    return metrics, path
+        metrics |= {
+            "dataset": task.config.dataset,
+            "split": split,
+            "partial": task.data.partial,
+            "limit": limit,
+            **info,
+        }
+
+        def write_result():
+            """Worker 0 writes; all end well where it could."""
+            if workers.number == 0:
+                write_evaluation(metrics, kept[0], os.path.dirname(task.path))
+            return None, {}
+
+        workers.agree(write_result)
+    return metrics, task.path
 
 
-def _result_name(run, asked, prepared, split, checkpoint, limit):
-    """The folder of a result, another one for each kind."""
-    own = run.config
-    name = split + ("-best" if checkpoint == "best" else "")
-    name += f"-first{limit}" * bool(limit)
-    if asked.eval_mode != own.eval_mode:
-        name += f"-{asked.eval_mode}"
-    if run.other_splits(prepared.digests, [split]):
-        name += f"-data{prepared.digests[split][:8]}"
-    if asked.eval_overlap != own.eval_overlap:
-        name += f"-overlap{asked.eval_overlap:g}"
-    if asked.eval_scales != own.eval_scales:
-        name += "".join(f"-x{scale:g}" for scale in asked.eval_scales)
-    if asked.eval_flip != own.eval_flip:
-        name += "-flip" if asked.eval_flip else "-noflip"
-    return name
+class _Task:
+    """What is evaluated, and where the result goes.
+
+    Args:
+        workdir, data_dir, split, checkpoint, limit, metrics_kind: as for
+            `evaluate_run`.
+
+    Attributes:
+        config: the run's, with the settings of evaluation that were asked for.
+        data: the prepared data set.
+        path: of the result.
+        num_examples: how many of the split are evaluated.
+    """
+
+    def __init__(self, workdir, data_dir, split, checkpoint, limit, metrics_kind):
+        self.run = checkpoints.read_run(workdir)
+        self.split, self.checkpoint, self.limit = split, checkpoint, limit
+        self.metrics_kind = metrics_kind
+        self.config = self.run.config
+        self.data = input_pipeline.open_dataset(
+            self.config.dataset, data_dir or self.run.data_dir
+        )
+        if tuple(self.data.class_names) != tuple(self.run.class_names):
+            raise ValueError(
+                f"the run has the classes {', '.join(self.run.class_names)}, but the "
+                f"data has {', '.join(self.data.class_names)}"
+            )
+        self.data.source(split)  # an unknown one is an error
+        size = self.data.split_sizes[split]
+        self.num_examples = min(limit or size, size)
+        self._weights = checkpoints.find_checkpoint(workdir, checkpoint)
+
+    def ask(self, **given):
+        """Takes settings of evaluation, None for the run's own."""
+        changes = {f"eval_{name}": v for name, v in given.items() if v is not None}
+        self.config = dataclasses.replace(self.config, **changes)
+        overlap, mode = given["overlap"], self.config.eval_mode
+        if overlap is not None and mode != "sliding":
+            raise ValueError(
+                f"eval_overlap={overlap}: is that of windows, which eval_mode={mode} "
+                "has not; give --eval_mode=sliding"
+            )
+        folder = os.path.join(self.run.workdir, "eval", self._name())
+        self.path = os.path.join(folder, "metrics.json")
+        own = "full" if _is_full(self.path) else self.config.eval_metrics
+        self.metrics_kind = self.metrics_kind or own
+
+    def facts(self) -> dict:
+        """What all workers must have alike."""
+        return json.loads(self.config.to_json()) | {
+            "result": self._name(),
+            "checkpoint": os.path.relpath(self._weights, self.run.workdir),
+            "eval_metrics": self.metrics_kind,
+            f"examples of {self.split}": self.num_examples,
+            f"digest of {self.split}": self.data.digests.get(self.split),
+        }
+
+    def build_generator(self):
+        return checkpoints.build_run_generator(
+            self.run.config, len(self.run.class_names)
+        )
+
+    def restore(self, generator, has_partners):
+        """Which weights it has then, and what all workers must have alike."""
+        info = checkpoints.restore_generator(generator, self._weights)
+        info["checkpoint"] = os.path.relpath(self._weights, self.run.workdir)
+        if not has_partners:
+            return info, {}
+        return info, {"digest of the weights": digest(generator.variables)}
+
+    def examples(self, worker):
+        """A worker's share; see `input_pipeline.eval_examples`."""
+        return input_pipeline.eval_examples(
+            self.data, self.split, limit=self.limit or None, worker=worker
+        )
+
+    def _name(self):
+        """The folder of the result, another one for each kind."""
+        own, asked = self.run.config, self.config
+        name = self.split + ("-best" if self.checkpoint == "best" else "")
+        name += f"-first{self.limit}" * bool(self.limit)
+        if asked.eval_mode != own.eval_mode:
+            name += f"-{asked.eval_mode}"
+        if self.run.other_splits(self.data.digests, [self.split]):
+            name += f"-data{self.data.digests[self.split][:8]}"
+        if asked.eval_overlap != own.eval_overlap:
+            name += f"-overlap{asked.eval_overlap:g}"
+        if asked.eval_scales != own.eval_scales:
+            name += "".join(f"-x{scale:g}" for scale in asked.eval_scales)
+        if asked.eval_flip != own.eval_flip:
+            name += "-flip" if asked.eval_flip else "-noflip"
+        return name
 
 
 def _is_full(path):

@@ -283,16 +283,16 @@ def own_folder(strategy: tf.distribute.Strategy, workdir: str) -> Iterator[str]:
 @contextlib.contextmanager
 def naming_lost_workers(
     strategy: tf.distribute.Strategy,
-    then: str = "they go on from the last saved state",
+    outcome: str = "they go on from the last saved state",
 ) -> Iterator[None]:
     """Says so where TensorFlow's error comes from another worker that is gone.
 
     Args:
         strategy: of the work.
-        then: what the same command does.
+        outcome: what comes of starting all workers again; the end of the message.
 
     Raises:
-        ConnectionError: in its place; nothing was lost but steps since the last save.
+        ConnectionError: in its place; nothing that was saved is lost.
     """
     try:
         yield
@@ -301,7 +301,7 @@ def naming_lost_workers(
             raise
         raise ConnectionError(
             f"another worker is gone or out of reach: {first_line(error)}; start all "
-            f"of them again with the same command: {then}"
+            f"of them again with the same command: {outcome}"
         ) from error
 
 

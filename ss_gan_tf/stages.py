@@ -164,8 +164,7 @@ def compiles(config: Config) -> bool:
     if config.jit_compile == "auto":
         if config.distribute != "none":
             return False  # the exchange between devices is not XLA's
-        # Asked so, the memory of a GPU stays free for processes that are measured.
-        return bool(tf.config.get_visible_devices("GPU"))
+        return bool(tf.config.list_logical_devices("GPU"))
     return config.jit_compile == "on"
 
 

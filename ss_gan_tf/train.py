@@ -9,7 +9,6 @@ as if it had not been.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import (
@@ -41,7 +39,7 @@ from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.profiling import ProfileWindow
 from ss_gan_tf.run_state import RunState
 from ss_gan_tf.validation import Validation
-from ss_gan_tf.workers import Workers
+from ss_gan_tf.workers import Workers, digest
 
 _LOG = logging.getLogger(__name__)
 
@@ -219,13 +217,10 @@ class _Training:
         """`restore`, and what all workers must have alike then."""
         first, facts = self.restore(), {}
         if self.workers.count > 1:
-            weights = hashlib.sha256()
-            for variable in self.networks.variables:
-                weights.update(np.asarray(variable).tobytes())
             facts = {
                 "stage": self.state.stage,
                 "step": self.state.step,
-                "digest of the weights": weights.hexdigest(),
+                "digest of the weights": digest(self.networks.variables),
             }
         return first, facts
 

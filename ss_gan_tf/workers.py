@@ -5,10 +5,12 @@ have made it.  A worker that cannot go on says so in the call, so nobody waits f
 """
 
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -19,6 +21,14 @@ from ss_gan_tf.per_image import PerImage
 MAX_MESSAGE = 2**24  # bytes; a length below it is exact as a float32
 
 _COUNTS, _END, _TROUBLE = b"c", b"e", b"t"
+
+
+def digest(variables: Iterable[keras.Variable]) -> str:
+    """Says whether all values are the same to the last bit, as hexadecimal SHA-256."""
+    values = hashlib.sha256()
+    for variable in variables:
+        values.update(np.asarray(variable).tobytes())
+    return values.hexdigest()
 
 
 class Workers:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep.prepare import prepare
+from experiments import evaluate
 from experiments.evaluate import evaluate_run
 from experiments.export import export_run
 from experiments.progress import Progress
@@ -270,6 +271,33 @@ def test_a_submission_that_no_server_takes_is_one_line(workdir, tmp_path):
         evaluate_run(workdir, submission_dir=str(tmp_path))
     with pytest.raises(ValueError, match="submission=.*: is written by one process"):
         evaluate_run(workdir, submission_dir="S", distribute="multi_worker")
+
+
+def test_a_second_worker_evaluates_its_share_and_writes_nothing(workdir, monkeypatch):
+    joined, shown = [], []
+
+    class Second:
+        number, count = 1, 2
+
+        def __init__(self, strategy):
+            self.agree = lambda prepare: prepare()[0]
+
+        def join(self, parts):
+            for part in parts:
+                joined.extend(part.names)
+                yield part
+
+    alone, path = evaluate_run(workdir, split="val", limit=3)
+    os.remove(path)
+    counts = os.path.join(os.path.dirname(path), "per_image.npz")
+    names = per_image.read_per_image(counts).names
+    monkeypatch.setattr(evaluate, "Workers", Second)
+    metrics, same_path = evaluate_run(
+        workdir, split="val", limit=3, progress=lambda *at: shown.append(at)
+    )
+    assert joined == list(names[1:2]) and metrics["num_images"] == 1
+    assert shown == [(1, 3)] and alone["num_images"] == 3
+    assert same_path == path and not os.path.exists(path)
 
 
 def test_what_does_not_fit_is_one_clear_error(workdir, data_dir, tmp_path, monkeypatch):

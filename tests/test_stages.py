@@ -305,7 +305,7 @@ def test_loss_scales_are_part_of_a_checkpoint_and_outlive_the_change_of_phase(
 def test_auto_compiles_on_gpus(
     monkeypatch, tiny_config, jit_compile, devices, distribute, compiles
 ):
-    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: devices)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     config = dataclasses.replace(
         tiny_config, jit_compile=jit_compile, distribute=distribute
     )

@@ -215,13 +215,14 @@ def test_the_command_evaluates_with_two_processes_as_with_one(tiny_run, tmp_path
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     metrics = run / "eval" / "val" / "metrics.json"
+    counts = metrics.with_name("per_image.npz")
     arguments = ["experiments.evaluate", f"--workdir={run}", "--eval_metrics=full"]
     finish(start(*arguments))
-    alone = strict_json.read(metrics)
+    alone = strict_json.read(metrics), counts.read_bytes()
     shutil.rmtree(metrics.parent)
     arguments.append("--distribute=multi_worker")
     finish(*(start(*arguments, TF_CONFIG=text) for text in cluster(2)))
-    assert strict_json.read(metrics) == alone
+    assert (strict_json.read(metrics), counts.read_bytes()) == alone
     # One of them is asked for another thing: neither evaluates, nothing is lost.
     first, second = cluster(2)
     outputs = fail(
@@ -233,4 +234,4 @@ def test_the_command_evaluates_with_two_processes_as_with_one(tiny_run, tmp_path
             "error: result=val-first1: on worker 1, worker 0 has val; all workers of a "
             "run need the same flags, data and files"
         )
-    assert strict_json.read(metrics) == alone
+    assert (strict_json.read(metrics), counts.read_bytes()) == alone

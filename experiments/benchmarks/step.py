@@ -6,6 +6,8 @@ which its steps run on one batch in memory; the rounds are interleaved.
 """
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -173,8 +175,14 @@ def _ours(jit_compile):
     """The name of our library in a row; `make_steps` reads it."""
     from ss_gan_tf import stages
 
+    _share_gpus()
     compiled = stages.compiles(config_lib.Config(jit_compile=jit_compile))
     return f"ours, jit {'on' if compiled else 'off'}"
+
+
+def _share_gpus():
+    """Lets TensorFlow take of a GPU what it needs: others are measured beside it."""
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 
 def _builder(library):
@@ -195,9 +203,7 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
     from experiments.benchmarks.flops import count_flops
     from ss_gan_tf import convolution
 
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:  # others are measured beside it
-        tf.config.experimental.set_memory_growth(gpu, True)
+    _share_gpus()
     if settings.get("keep_freed_memory", True):  # as experiments.train does
         allocation.keep_freed_memory()
     else:
@@ -218,15 +224,19 @@ def build_ours(settings: dict[str, Any]) -> dict[str, Callable]:
             counts[phase] = count_flops(traced)
         return counts
 
-    dtype = settings["precision"].removeprefix("mixed_")
-    matrix = tf.ones([PRODUCT_SIZE, PRODUCT_SIZE], dtype)
-    product = tf.function(lambda: tf.matmul(matrix, matrix)[0, 0])
+    product = tf.function(lambda matrix: tf.matmul(matrix, matrix)[0, 0])
+
+    @functools.cache  # made when it is asked for, because it would count as memory
+    def matrix():
+        dtype = settings["precision"].removeprefix("mixed_")
+        return tf.ones([PRODUCT_SIZE, PRODUCT_SIZE], dtype)
+
     offered = {
         **{phase: lambda step=step: work(step) for phase, step in steps.items()},
-        "product": lambda: float(product()),
+        "product": lambda: float(product(matrix())),
         "flops": flops,
     }
-    if gpus:
+    if tf.config.list_logical_devices("GPU"):
         memory = tf.config.experimental.get_memory_info
         offered["peak_memory"] = lambda: memory("GPU:0")["peak"]
     return offered

@@ -1,3 +1,4 @@
+import os
 import types
 
 import numpy as np
@@ -124,30 +125,36 @@ def test_what_does_something_passes(on_cpu, parsed, tmp_path):
 def test_auto_is_measured_once_as_what_it_is_here(parsed, monkeypatch):
     monkeypatch.setattr(step, "check", lambda values: None)
 
-    def libraries():
+    def libraries(*arguments):
         asked = []
         monkeypatch.setattr(
             step_rows, "measure", lambda specs, *_, **__: asked.extend(specs) or []
         )
-        given = parsed("--jit_compile=auto", "--jit_compile=off").flag_values_dict()
+        given = parsed(*arguments).flag_values_dict()
         step.run(types.SimpleNamespace(**given, arm="vgg16", repeats=1))
         return asked
 
-    assert libraries() == ["ours, jit off"]
-    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind])
-    assert libraries() == ["ours, jit on", "ours, jit off"]
+    both = ["--jit_compile=auto", "--jit_compile=off"]
+    for gpus, as_is, with_both in (
+        ([], ["off"], ["off"]),
+        (["card"], ["on"], ["on", "off"]),
+    ):
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda _, g=gpus: g)
+        assert libraries() == [f"ours, jit {mode}" for mode in as_is]
+        assert libraries(*both) == [f"ours, jit {mode}" for mode in with_both]
 
 
-def test_on_a_gpu_its_memory_is_what_a_peak_is_of(monkeypatch, work):
-    assert "peak_memory" not in work
-    grown = []
-    config = tf.config.experimental
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["card"])
-    monkeypatch.setattr(config, "set_memory_growth", lambda gpu, on: grown.append(gpu))
+def test_on_a_gpu_its_memory_is_what_a_peak_is_of(monkeypatch):
+    def on(gpus):
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
+        return step.build_ours({**SETTINGS, "phases": ["phase1"]})
+
+    assert "peak_memory" not in on([])
     peaks = {"GPU:0": {"current": 1, "peak": 2}}
-    monkeypatch.setattr(config, "get_memory_info", peaks.__getitem__)
-    on_gpu = step.build_ours({**SETTINGS, "phases": ["phase1"]})
-    assert on_gpu["peak_memory"]() == 2 and grown == ["card"]
+    monkeypatch.setattr(tf.config.experimental, "get_memory_info", peaks.__getitem__)
+    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH")
+    assert on(["card"])["peak_memory"]() == 2
+    assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
 
 
 def test_programs_are_not_written_into_a_file(parsed, tmp_path):
