@@ -266,9 +266,11 @@ def test_a_submission_holds_what_was_scored(voc_workdir, tmp_path):
     assert matrix.tolist() == metrics["confusion_matrix"]
 
 
-def test_a_submission_that_no_server_takes_is_one_line(workdir, tmp_path):
+def test_a_submission_that_cannot_be_is_one_line(workdir, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no evaluation server takes synthetic; .*voc"):
         evaluate_run(workdir, submission_dir=str(tmp_path))
+    one = tf.distribute.get_strategy()
+    monkeypatch.setattr(evaluate.replicas, "make_strategy", lambda distribute: one)
     with pytest.raises(ValueError, match="submission=.*: is written by one process"):
         evaluate_run(workdir, submission_dir="S", distribute="multi_worker")
 

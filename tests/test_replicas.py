@@ -61,19 +61,20 @@ def test_clipping_loss_scale_and_parts_on_two_devices(tmp_path):
     assert two["overflow"] == {"scale": 4, "moved": 0}
 
 
-@pytest.mark.slow
-def test_two_processes_make_the_steps_of_one(tmp_path):
-    path = str(tmp_path / "steps")
-    module, variants = "tests.replicas_program", ["plain", "parts"]
+@pytest.mark.parametrize(
+    "variant", ["plain", pytest.param("parts", marks=pytest.mark.slow)]
+)
+def test_two_processes_make_the_steps_of_one(variant, tmp_path):
+    path, module = str(tmp_path / "steps"), "tests.replicas_program"
     workers = [
-        start(module, path, *variants, "multi_worker", TF_CONFIG=text)
+        start(module, path, variant, "multi_worker", TF_CONFIG=text)
         for text in cluster(2)
     ]
-    finish(*workers, start(module, path, *variants, "none"))
+    finish(*workers, start(module, path, variant, "none"))
     for number in range(2):
         several = results(path, "multi_worker", number)
         assert several["worker"] == [number, 2]
-        assert_equal_within_rounding(results(path, "none"), several, variants)
+        assert_equal_within_rounding(results(path, "none"), several, [variant])
 
 
 # --- Runs --------------------------------------------------------------------

@@ -188,7 +188,6 @@ def test_two_devices_evaluate_as_one(tiny_data, tmp_path):
     assert one["uneven"]["metrics"]["calibration"]["ece"] > 0
 
 
-@pytest.mark.slow
 def test_two_processes_evaluate_as_one_stop_and_fail_together(tiny_data, tmp_path):
     path = str(tmp_path / "figures")
     module, tasks = "tests.validation_program", ["uneven", "one", "stop", "trouble"]
