@@ -25,7 +25,14 @@ from absl import app, flags
 
 from experiments.flags import parse_numbers, refuse_arguments
 from experiments.progress import Progress, show_own_messages
-from ss_gan_tf import checkpoints, input_pipeline, replicas, strict_json, submission
+from ss_gan_tf import (
+    __version__,
+    checkpoints,
+    input_pipeline,
+    replicas,
+    strict_json,
+    submission,
+)
 from ss_gan_tf.backbones import normalize
 from ss_gan_tf.evaluate import evaluate, write_evaluation
 from ss_gan_tf.measures import METRICS, format_table
@@ -232,6 +239,7 @@ class _Task:
     def facts(self) -> dict:
         """What all workers must have alike."""
         return json.loads(self.config.to_json()) | {
+            "version": __version__,
             "result": self._name(),
             "checkpoint": os.path.relpath(self._weights, self.run.workdir),
             "eval_metrics": self.metrics_kind,

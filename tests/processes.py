@@ -37,19 +37,24 @@ def cluster(num_workers):
 
 
 def finish(*processes):
-    outputs = [process.communicate(timeout=3600)[0] for process in processes]
+    """Each has to end by itself, with exit code 0."""
+    outputs = _outputs(processes)
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
 
 
 def fail(*processes):
     """What they say; each has to end by itself, with exit code 1."""
-    try:
-        outputs = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    outputs = _outputs(processes)
     codes = [process.returncode for process in processes]
     assert codes == [1] * len(processes), [output[-3000:] for output in outputs]
     return outputs
+
+
+def _outputs(processes):
+    try:
+        return [process.communicate(timeout=1200)[0] for process in processes]
+    finally:  # none is left behind where one does not end
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -276,13 +276,18 @@ def test_a_submission_that_cannot_be_is_one_line(workdir, tmp_path, monkeypatch)
 
 
 def test_a_second_worker_evaluates_its_share_and_writes_nothing(workdir, monkeypatch):
-    joined, shown = [], []
+    joined, shown, told = [], [], {}
 
     class Second:
         number, count = 1, 2
 
         def __init__(self, strategy):
-            self.agree = lambda prepare: prepare()[0]
+            pass
+
+        def agree(self, prepare):
+            result, facts = prepare()
+            told.update(facts)
+            return result
 
         def join(self, parts):
             for part in parts:
@@ -299,6 +304,12 @@ def test_a_second_worker_evaluates_its_share_and_writes_nothing(workdir, monkeyp
     )
     assert joined == list(names[1:2]) and metrics["num_images"] == 1
     assert shown == [(1, 3)] and alone["num_images"] == 3
+    # What the others have to have alike.
+    assert told["result"] == "val-first3" and told["examples of val"] == 3
+    assert told["checkpoint"] == alone["checkpoint"] and told["batch_size"] == 1
+    assert told["eval_metrics"] == "basic" and told["eval_mode"] == "whole"
+    assert {"version", "digest of val", "digest of the weights"} <= set(told)
+    assert None not in (told["digest of val"], told["digest of the weights"])
     assert same_path == path and not os.path.exists(path)
 
 

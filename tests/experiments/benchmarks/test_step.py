@@ -124,6 +124,7 @@ def test_what_does_something_passes(on_cpu, parsed, tmp_path):
 
 def test_auto_is_measured_once_as_what_it_is_here(parsed, monkeypatch):
     monkeypatch.setattr(step, "check", lambda values: None)
+    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
     def libraries(*arguments):
         asked = []
@@ -152,6 +153,7 @@ def test_on_a_gpu_its_memory_is_what_a_peak_is_of(monkeypatch):
     assert "peak_memory" not in on([])
     peaks = {"GPU:0": {"current": 1, "peak": 2}}
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", peaks.__getitem__)
+    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # put back at the end
     monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH")
     assert on(["card"])["peak_memory"]() == 2
     assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
