@@ -134,8 +134,8 @@ def evaluate_run(
                 f"submission={submission_dir}: is written by one process, which "
                 "distribute=multi_worker is not; mirrored uses all GPUs of one machine"
             )
-        task = _Task(workdir, data_dir, split, checkpoint, limit, metrics_kind)
-        task.ask(mode=mode, overlap=overlap, scales=scales, flip=flip)
+        asked = {"mode": mode, "overlap": overlap, "scales": scales, "flip": flip}
+        task = _Task(workdir, data_dir, split, checkpoint, limit, metrics_kind, asked)
         return task, task.facts() | {"batch_size": batch_size}
 
     with replicas.naming_lost_workers(strategy, "it begins anew"):
@@ -195,6 +195,7 @@ class _Task:
     Args:
         workdir, data_dir, split, checkpoint, limit, metrics_kind: as for
             `evaluate_run`.
+        asked: mode, overlap, scales and flip, as for `evaluate_run`.
 
     Attributes:
         config: the run's, with the settings of evaluation that were asked for.
@@ -203,13 +204,13 @@ class _Task:
         num_examples: how many of the split are evaluated.
     """
 
-    def __init__(self, workdir, data_dir, split, checkpoint, limit, metrics_kind):
+    def __init__(
+        self, workdir, data_dir, split, checkpoint, limit, metrics_kind, asked
+    ):
         self.run = checkpoints.read_run(workdir)
         self.split, self.checkpoint, self.limit = split, checkpoint, limit
-        self.metrics_kind = metrics_kind
-        self.config = self.run.config
         self.data = input_pipeline.open_dataset(
-            self.config.dataset, data_dir or self.run.data_dir
+            self.run.config.dataset, data_dir or self.run.data_dir
         )
         if tuple(self.data.class_names) != tuple(self.run.class_names):
             raise ValueError(
@@ -220,27 +221,24 @@ class _Task:
         size = self.data.split_sizes[split]
         self.num_examples = min(limit or size, size)
         self._weights = checkpoints.find_checkpoint(workdir, checkpoint)
-
-    def ask(self, **given):
-        """Takes settings of evaluation, None for the run's own."""
-        changes = {f"eval_{name}": v for name, v in given.items() if v is not None}
-        self.config = dataclasses.replace(self.config, **changes)
-        overlap, mode = given["overlap"], self.config.eval_mode
+        changes = {f"eval_{name}": v for name, v in asked.items() if v is not None}
+        self.config = dataclasses.replace(self.run.config, **changes)
+        overlap, mode = asked["overlap"], self.config.eval_mode
         if overlap is not None and mode != "sliding":
             raise ValueError(
                 f"eval_overlap={overlap}: is that of windows, which eval_mode={mode} "
                 "has not; give --eval_mode=sliding"
             )
-        folder = os.path.join(self.run.workdir, "eval", self._name())
-        self.path = os.path.join(folder, "metrics.json")
+        self._name = self._name_result()
+        self.path = os.path.join(workdir, "eval", self._name, "metrics.json")
         own = "full" if _is_full(self.path) else self.config.eval_metrics
-        self.metrics_kind = self.metrics_kind or own
+        self.metrics_kind = metrics_kind or own
 
     def facts(self) -> dict:
         """What all workers must have alike."""
         return json.loads(self.config.to_json()) | {
             "version": __version__,
-            "result": self._name(),
+            "result": self._name,
             "checkpoint": os.path.relpath(self._weights, self.run.workdir),
             "eval_metrics": self.metrics_kind,
             f"examples of {self.split}": self.num_examples,
@@ -266,7 +264,7 @@ class _Task:
             self.data, self.split, limit=self.limit or None, worker=worker
         )
 
-    def _name(self):
+    def _name_result(self):
         """The folder of the result, another one for each kind."""
         own, asked = self.run.config, self.config
         name = self.split + ("-best" if self.checkpoint == "best" else "")
