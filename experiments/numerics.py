@@ -8,15 +8,16 @@ jit_compile, log_every. Dropout has to be 0: XLA may draw other masks. The guard
 be off: it leaves out losses that are not finite.
 
 Some of ours are yardsticks, of which nothing is asked: float32-rounded is float32 from
-weights of G that were rounded to bfloat16 once, float32-nudged and float32-nudged-down
-from the next larger and smaller numbers of float32 (one unit in the last place),
-float32-nudged-drawn-1 to -6 from one of the two, drawn for each number. They run where
-they are needed: XLA and PyTorch's float32, other orders of sums, may be off, in each
-step, by one and a half times the most that any nudge was off up to there, bfloat16 by
-one and a half times the most that any yardstick was off, where that is beyond their own
-tolerance. Two nudges say little where the last bit decides what becomes of a run:
---num_nudges=8 runs all, and tells which of them the others would refuse. Choose before
-the run: more nudges can only allow more.
+weights of G that were rounded to bfloat16 once, float32-rounded-drawn-1 to -7 from ones
+moved as far as rounding leads, each by what is drawn, float32-nudged and
+float32-nudged-down from the next larger and smaller numbers of float32 (one unit in the
+last place), float32-nudged-drawn-1 to -6 from one of the two, drawn for each number.
+They run where they are needed: XLA and PyTorch's float32, other orders of sums, may be
+off, in each step, by one and a half times the most that any nudge was off up to there,
+bfloat16 by one and a half times the most that any yardstick was off, where that is
+beyond their own tolerance. Two nudges and one rounding say little where the last bit
+decides what becomes of a run: --num_nudges=8 and --num_roundings=8 run all, and tell
+which of them the others would refuse. Choose before the run: more can only allow more.
 
 torch-float32 and torch-bfloat16 (extra `peers`) are the same run with steps in PyTorch:
 whether a second implementation has the same losses, and what its bfloat16 does to them.
@@ -60,7 +61,14 @@ from ss_gan_tf import config_rules
 from ss_gan_tf.allocation import keep_freed_memory
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.messages import first_line, one_line
-from ss_gan_tf.numerics import CHOSEN, NUDGES, VARIANTS, format_table, run_variants
+from ss_gan_tf.numerics import (
+    CHOSEN,
+    NUDGES,
+    ROUNDINGS,
+    VARIANTS,
+    format_table,
+    run_variants,
+)
 
 FLAGS = flags.FLAGS
 
@@ -82,6 +90,13 @@ def define_flags():
         "Yardsticks whose first weights are others in the last bit.",
         lower_bound=2,
         upper_bound=len(NUDGES),
+    )
+    flags.DEFINE_integer(
+        "num_roundings",
+        1,
+        "Yardsticks of bfloat16 whose first weights are as far off as it rounds.",
+        lower_bound=1,
+        upper_bound=len(ROUNDINGS),
     )
     flags.DEFINE_integer(
         "compared_steps",
@@ -131,6 +146,7 @@ def main(argv):
             make_torch_stages=make_torch_stages,
             compared_steps=FLAGS.compared_steps,
             num_nudges=FLAGS.num_nudges,
+            num_roundings=FLAGS.num_roundings,
         )
         write_metrics(result, f"{FLAGS.workdir}/numerics.json")
     except (OSError, ValueError, FloatingPointError) as error:

@@ -24,13 +24,19 @@ from ss_gan_tf.checkpoints import other_splits
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.input_pipeline import open_dataset
+from ss_gan_tf.machine import describe_machine
 from ss_gan_tf.results import read_json
 from ss_gan_tf.train import train
 
 REFERENCE = "float32"
-# Yardsticks: weights of G rounded to bfloat16, or each its larger or smaller neighbour,
-# or one of the two, as a generator of that seed draws.
+# Yardsticks: weights of G rounded to bfloat16, or moved as far as that leads, each by
+# what a generator of that seed draws; or each weight's larger or smaller neighbour, or
+# one of the two, as drawn.
 ROUNDED = "float32-rounded"
+ROUNDINGS = {
+    ROUNDED: None,
+    **{f"{ROUNDED}-drawn-{seed}": seed for seed in range(1, 8)},
+}
 NUDGES = {
     "float32-nudged": np.inf,
     "float32-nudged-down": -np.inf,
@@ -43,8 +49,10 @@ REJOINED = {"bfloat16-rejoined": "bfloat16", "float32-xla-rejoined": "float32-xl
 REJOIN_EVERY = 2
 VARIANTS = {
     REFERENCE: {"precision": "float32", "jit_compile": "off"},
-    ROUNDED: {"precision": "float32", "jit_compile": "off"},
-    **{name: {"precision": "float32", "jit_compile": "off"} for name in NUDGES},
+    **{
+        name: {"precision": "float32", "jit_compile": "off"}
+        for name in (*ROUNDINGS, *NUDGES)
+    },
     "bfloat16": {"precision": "mixed_bfloat16", "jit_compile": "off"},
     "float32-xla": {"precision": "float32", "jit_compile": "on"},
     "bfloat16-xla": {"precision": "mixed_bfloat16", "jit_compile": "on"},
@@ -80,7 +88,8 @@ TOLERANCES = {
 # what is no error.
 # bfloat16, which rounds from the first step on, where a yardstick's change has yet to
 # grow: what they, weights rounded once and PyTorch's bfloat16 did in any step. That
-# PyTorch makes the same run, its float32 says by keeping to bfloat16's tolerance.
+# PyTorch makes the same run, its float32 says by keeping to bfloat16's tolerance. One
+# rounding says as little of a chaotic run as one nudge, so there may be more of them.
 FACTOR = 1.5
 _ORDERS_OF_SUMS = ("float32-xla", "torch-float32")
 _OURS_IN_BFLOAT16 = ("bfloat16", "bfloat16-xla")
@@ -96,6 +105,7 @@ def run_variants(
     make_torch_stages: Callable | None = None,
     compared_steps: int | None = None,
     num_nudges: int = 2,
+    num_roundings: int = 1,
 ) -> dict:
     """Runs float32 for every seed and each variant for the first one.
 
@@ -107,8 +117,8 @@ def run_variants(
         variants: keys of `VARIANTS`; float32 is always run, and what a variant is
             held against or what may widen its tolerance (`FACTOR`). Nothing is asked
             of yardsticks: nudges widen that of float32-xla, torch-float32 and
-            bfloat16, `float32-rounded` and, where it is asked for, `torch-bfloat16`
-            that of bfloat16, beside which the rejoined one always runs. Those of
+            bfloat16, roundings and, where it is asked for, `torch-bfloat16` that of
+            bfloat16, beside which the rejoined one always runs. Those of
             `REJOINED` have float32's mIoU, which is not compared.
         num_seeds: float32 runs, from the config's seed upwards.
         report: called with a line for each run.
@@ -117,9 +127,11 @@ def run_variants(
         compared_steps: of each stage, how many losses are compared, from the first
             step; None is all.
         num_nudges: how many of `NUDGES` such a variant brings along, the first ones.
+        num_roundings: how many of `ROUNDINGS` bfloat16 does.
 
     Returns:
-        What `compare` says.
+        What `compare` says, "seed", and "machines", which is what the runs were made on
+        and with (`describe_machine`), each once.
 
     Raises:
         ValueError: an unknown variant, one of PyTorch without its stages, a guarded
@@ -133,13 +145,17 @@ def run_variants(
         )
     if not 2 <= num_nudges <= len(NUDGES):
         raise ValueError(f"num_nudges={num_nudges}: must be 2 to {len(NUDGES)}")
+    if not 1 <= num_roundings <= len(ROUNDINGS):
+        raise ValueError(
+            f"num_roundings={num_roundings}: must be 1 to {len(ROUNDINGS)}"
+        )
     if config.guard:
         raise ValueError("guard=True: must be off, it leaves out what is not finite")
     wanted = set(variants) | {REFERENCES[v] for v in variants if v in REFERENCES}
     if wanted.intersection(_ORDERS_OF_SUMS + _OURS_IN_BFLOAT16):
         wanted.update(list(NUDGES)[:num_nudges])
     if wanted.intersection(_OURS_IN_BFLOAT16):
-        wanted.add(ROUNDED)
+        wanted.update(list(ROUNDINGS)[:num_roundings])
     if "bfloat16" in wanted:  # a wide tolerance would hide an error of a single step
         wanted.add("bfloat16-rejoined")
     of_torch = sorted(v for v in wanted if v.startswith("torch"))
@@ -148,18 +164,18 @@ def run_variants(
     seeds = range(config.seed, config.seed + num_seeds)
     plan = [(REFERENCE, seed) for seed in seeds]
     plan += [(v, config.seed) for v in VARIANTS if v in wanted and v != REFERENCE]
-    makers = dict.fromkeys(of_torch, make_torch_stages) | {
-        ROUNDED: functools.partial(_stages_from, _rounded),
-    }
+    makers = dict.fromkeys(of_torch, make_torch_stages)
     for variant, other in REJOINED.items():
         makers[variant] = functools.partial(
             _rejoining_stages, VARIANTS[other], data_dir
         )
-    for nudge, towards in NUDGES.items():
-        if isinstance(towards, int):
-            towards = np.random.default_rng(towards)
-        change = functools.partial(_nudged, towards)
-        makers[nudge] = functools.partial(_stages_from, change)
+    for change, yardsticks in ((_rounded, ROUNDINGS), (_nudged, NUDGES)):
+        for yardstick, how in yardsticks.items():
+            if isinstance(how, int):
+                how = np.random.default_rng(how)
+            makers[yardstick] = functools.partial(
+                _stages_from, functools.partial(change, how)
+            )
     places = {run: os.path.join(workdir, "-".join(map(str, run))) for run in plan}
     kept = all(os.path.exists(f"{place}.json") for place in places.values())
     digests = _digests(config, data_dir, kept, report)
@@ -175,7 +191,15 @@ def run_variants(
         if report:
             miou = 100 * runs[variant, seed]["miou"]
             report(f"{variant}, seed {seed}: mIoU {miou:.2f} %")
-    return compare(runs, config.seed, compared_steps)
+    machines = []  # a run of an earlier version does not say
+    for run in runs.values():
+        if "machine" in run and run["machine"] not in machines:
+            machines.append(run["machine"])
+    return {
+        "seed": config.seed,
+        "machines": machines,
+        **compare(runs, config.seed, compared_steps),
+    }
 
 
 def _digests(config, data_dir, kept, report):
@@ -198,9 +222,13 @@ def _stages_from(change, config, networks, *args, **kwargs):
     return stages.make_stages(config, networks, *args, **kwargs)
 
 
-def _rounded(weights):
-    """Without the bits that bfloat16 has not."""
-    return tf.cast(tf.cast(weights, tf.bfloat16), tf.float32)
+def _rounded(draws, weights):
+    """Without the bits that bfloat16 has not, or up to half its last one elsewhere."""
+    if draws is None:
+        return tf.cast(tf.cast(weights, tf.bfloat16), tf.float32)
+    fraction, exponent = np.frexp(weights)  # 8 bits of a fraction from 0.5 to 1
+    moves = np.where(fraction, draws.uniform(-(2**-9), 2**-9, weights.shape), 0)
+    return tf.constant(np.ldexp(fraction + moves, exponent), tf.float32)
 
 
 def _nudged(towards, weights):
@@ -297,6 +325,7 @@ def _make(config, settings, digests, data_dir, place, path, make_stages):
     result = {
         "config": settings,
         "data_digests": digests,
+        "machine": describe_machine(),
         "losses": losses,
         "miou": metrics["miou"],
     }
@@ -325,7 +354,9 @@ def compare(
         "miou": variant, value, difference, within; "spread" is the largest less the
         smallest mIoU of the float32 runs. Allowed and within are None for yardsticks.
         "strays", of runs with three nudges or more: loss, nudges (how many), outside
-        (which of them would be, judged by the others as XLA is by all of them).
+        (which of them would be, judged by the others as XLA is by all of them); with
+        three roundings or more, those in nudges' place, judged as bfloat16 is by
+        nudges and roundings.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -376,28 +407,46 @@ def compare(
         )
     for row in rows:
         row |= _judge(off, row["variant"], row["loss"])
-    strays = [_strays(off, loss) for loss in runs[REFERENCE, seed]["losses"]]
+    strays = [
+        _strays(off, loss, *kind)
+        for kind in (
+            ("nudges", NUDGES, "float32-xla"),
+            ("roundings", ROUNDINGS, "bfloat16"),
+        )
+        for loss in runs[REFERENCE, seed]["losses"]
+    ]
     return {
         "rows": rows,
         "miou": ends,
         "of_seeds": of_seeds,
         "spread": spread,
-        "strays": [of_loss for of_loss in strays if of_loss["nudges"] > 2],
+        "strays": [of_loss for of_loss in strays if of_loss],
     }
 
 
-def _strays(off, loss):
-    """One of the "strays": nudges are no errors, so one outside is a false alarm."""
-    nudges = [nudge for nudge in NUDGES if (nudge, loss) in off]
+def _strays(off, loss, kind, yardsticks, variant):
+    """One of the "strays": these are no errors, so one outside is a false alarm.
+
+    Args:
+        off: (variant, loss) -> [T] how far off each step is.
+        loss: which.
+        kind: of the yardsticks, in words.
+        yardsticks: theirs.
+        variant: as which each of them is judged.
+    """
+    known = [name for name in (*NUDGES, *ROUNDINGS) if (name, loss) in off]
+    of_kind = [name for name in known if name in yardsticks]
+    if len(of_kind) < 3:
+        return None
     outside = []
-    for nudge in nudges:
-        as_xla = {
-            ("float32-xla" if other == nudge else other, loss): off[other, loss]
-            for other in nudges
+    for judged in of_kind:
+        as_variant = {
+            (variant if name == judged else name, loss): off[name, loss]
+            for name in known
         }
-        if not _judge(as_xla, "float32-xla", loss)["within"]:
-            outside.append(nudge)
-    return {"loss": loss, "nudges": len(nudges), "outside": outside}
+        if not _judge(as_variant, variant, loss)["within"]:
+            outside.append(judged)
+    return {"loss": loss, kind: len(of_kind), "outside": outside}
 
 
 def _judge(off, variant, loss):
@@ -428,7 +477,7 @@ def _allowed(off, variant, loss):
     if variant in _ORDERS_OF_SUMS:
         steps = np.maximum.accumulate(functools.reduce(np.maximum, yardsticks))
     else:
-        yardsticks.append(off.get((ROUNDED, loss), nothing))
+        yardsticks += [off.get((rounding, loss), nothing) for rounding in ROUNDINGS]
         peer = off.get(("torch-float32", loss), nothing)
         if peer.max() <= tolerance and peer.mean() <= tolerance / 3:
             yardsticks.append(off.get(("torch-bfloat16", loss), nothing))
@@ -457,10 +506,15 @@ def format_table(result: dict) -> str:
             lines += ["", f"{stage}: losses of the first {first} of {steps} steps"]
     for of_loss in result["strays"]:
         outside = ", ".join(of_loss["outside"]) or "none"
+        told = (
+            f"{of_loss['nudges']} nudges, each judged by the others as XLA"
+            if "nudges" in of_loss
+            else f"{of_loss['roundings']} roundings, each judged by the others as "
+            "bfloat16"
+        )
         lines += [
             "",
-            f"{of_loss['loss']}: of {of_loss['nudges']} nudges, each judged by the "
-            f"others as XLA is by all of them, outside are: {outside}",
+            f"{of_loss['loss']}: of {told} is by all of them, outside are: {outside}",
         ]
     values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     lines += ["", f"mIoU of the float32 runs, %: {values}"]

@@ -59,9 +59,7 @@ def test_a_mean_above_a_third_is_outside():
 
 
 @pytest.mark.parametrize("variant", ["bfloat16", "bfloat16-xla"])
-@pytest.mark.parametrize(
-    "yardstick", ["float32-rounded", "float32-nudged", "float32-nudged-down"]
-)
+@pytest.mark.parametrize("yardstick", [*numerics.ROUNDINGS, *numerics.NUDGES])
 @pytest.mark.parametrize(
     "moved, allowed, within",
     [
@@ -108,7 +106,8 @@ def test_yardsticks_start_from_changed_weights(monkeypatch):
     networks = types.SimpleNamespace(generator=generator)
     monkeypatch.setattr(numerics.stages, "make_stages", lambda *given: given)
     given = "config", networks, 255
-    assert numerics._stages_from(numerics._rounded, *given) == given
+    nearest = functools.partial(numerics._rounded, None)
+    assert numerics._stages_from(nearest, *given) == given
     kernel, bias = generator.get_weights()
     assert kernel.ravel().tolist() == [1 + 2**-7, 1]  # bfloat16 has seven bits
     assert bias.dtype == np.float32 and abs(bias / -3e38 - 1) < 2**-8
@@ -123,6 +122,33 @@ def test_yardsticks_start_from_changed_weights(monkeypatch):
         kernel, bias = generator.get_weights()
         assert kernel.ravel().tolist() == expected
         assert bias.dtype == np.float32 and 0 < bias * np.sign(towards) < 1e-37
+
+
+def test_further_roundings_move_each_weight_by_a_draw_as_far_as_rounding_does():
+    weights = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
+    weights[0] = [0.0, 1.0, -(2.0**-100), 1.9] * 10
+    nearest = numerics._rounded(None, tf.constant(weights)) - weights
+    _, exponent = np.frexp(weights)
+    half = np.ldexp(1.0, exponent - 9)  # of the last bit of bfloat16
+    assert 0.95 < np.abs(nearest / half).max() <= 1
+    moves = []
+    for seed in list(numerics.ROUNDINGS.values())[1:]:
+        draws = np.random.default_rng(seed)
+        for _ in range(2):  # two variables of one shape
+            moved = numerics._rounded(draws, tf.constant(weights)).numpy()
+            assert moved.dtype == np.float32
+            assert np.all(moved[weights == 0] == 0)
+            share = ((moved - weights) / half)[1:]
+            assert 0.95 < np.abs(share).max() <= 1.001  # rounded to float32
+            assert abs(share.mean()) < 0.05
+            # As rounding does it: any distance is as likely as any other.
+            np.testing.assert_allclose(share.std(), 3**-0.5, rtol=0.05)
+            np.testing.assert_allclose(
+                (nearest / half)[1:].numpy().std(), 3**-0.5, rtol=0.05
+            )
+            moves.append(share.ravel())
+    for one, other in itertools.combinations(moves, 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
 
 
 def test_further_nudges_draw_a_direction_for_each_weight():
@@ -267,7 +293,7 @@ def change_of(make_stages):
     if getattr(make_stages, "func", None) is numerics._rejoining_stages:
         return make_stages.args  # nothing
     (change,) = getattr(make_stages, "args", [None])
-    return (change.func, *change.args) if hasattr(change, "args") else change
+    return change and (change.func, *change.args)
 
 
 @pytest.fixture(autouse=True)
@@ -356,7 +382,7 @@ def test_runs_are_made_kept_and_told_apart(monkeypatch, tmp_path):
     ]
     # What may widen a tolerance runs beside it unasked, and what holds bfloat16 closer.
     rejoined = numerics.VARIANTS["bfloat16"], "DATA"
-    yardsticks = [numerics._rounded, *UP_AND_DOWN]
+    yardsticks = [(numerics._rounded, None), *UP_AND_DOWN]
     assert changes == [None, None, *yardsticks, None, None, rejoined]
     assert [row["loss"] for row in result["rows"]] == ["phase1 mce"] * 6
     assert result["rows"][0]["float32"] == 0.75 and len(lines) == 8
@@ -402,6 +428,59 @@ def test_more_nudges_run_where_they_are_asked_for(monkeypatch, tmp_path):
     for number in (1, 9):
         with pytest.raises(ValueError, match=f"num_nudges={number}: must be 2 to 8"):
             numerics.run_variants(*given, num_nudges=number)
+    # XLA has nothing to do with roundings.
+    numerics.run_variants(*given, num_nudges=4, num_roundings=8)
+    assert len(drawn) == 7
+
+
+def test_more_roundings_run_where_they_are_asked_for(monkeypatch, tmp_path):
+    drawn = []
+
+    def train(config, data_dir, workdir, progress, make_stages):
+        drawn.append(change_of(make_stages))
+        (tmp_path / workdir).mkdir(parents=True)
+        progress("phase1", 1, 1, {"loss/mce": 1.0})
+        return {"miou": 0.5}
+
+    monkeypatch.setattr(numerics, "train", train)
+    given = Config(), "DATA", str(tmp_path), ["bfloat16"], 2
+    numerics.run_variants(*given)
+    assert [change[0] for change in drawn if change][:3] == [
+        numerics._rounded, numerics._nudged, numerics._nudged,
+    ]  # fmt: skip
+    before = len(drawn)
+    result = numerics.run_variants(*given, num_roundings=3)
+    first, second = drawn[before:]
+    assert first[0] is second[0] is numerics._rounded
+    for seed, change in ((1, first), (2, second)):
+        expected = np.random.default_rng(seed).random(9)
+        assert change[1].random(9).tolist() == expected.tolist()
+    names = [row["variant"] for row in result["rows"]]
+    assert names[:3] == list(numerics.ROUNDINGS)[:3]
+    (strays,) = result["strays"]
+    assert strays == {"loss": "phase1 mce", "roundings": 3, "outside": []}
+    for number in (0, 9):
+        with pytest.raises(ValueError, match=f"num_roundings={number}: must be 1 to 8"):
+            numerics.run_variants(*given, num_roundings=number)
+
+
+def test_it_says_what_the_runs_were_made_on(one_step, monkeypatch, tmp_path):
+    def compared(commit, num_seeds):
+        monkeypatch.setattr(numerics, "describe_machine", lambda: {"commit": commit})
+        return numerics.run_variants(
+            Config(seed=4), "DATA", str(tmp_path), [], num_seeds
+        )
+
+    result = compared("first", 2)
+    assert result["seed"] == 4 and result["machines"] == [{"commit": "first"}]
+    both = [{"commit": "first"}, {"commit": "second"}]
+    assert compared("second", 3)["machines"] == both
+    assert compared("third", 3)["machines"] == both  # which made none of them
+    kept = tmp_path / "float32-4.json"  # as a version wrote it that did not say
+    content = json.loads(kept.read_text())
+    del content["machine"]
+    kept.write_text(json.dumps(content))
+    assert compared("third", 3)["machines"] == both
 
 
 @pytest.mark.parametrize(
@@ -472,7 +551,7 @@ def test_the_program_ends_with_one_line(
 ):
     class Flags(dict):
         data_dir, workdir, variants, num_seeds = "DATA", str(tmp_path), [], 2
-        compared_steps, num_nudges = 50, 2
+        compared_steps, num_nudges, num_roundings = 50, 2, 1
 
         def __missing__(self, name):
             value = given.get(name)
@@ -504,6 +583,7 @@ def test_the_program_names_a_folder_that_is_a_file(monkeypatch, tmp_path):
         "num_seeds": 2,
         "compared_steps": 50,
         "num_nudges": 2,
+        "num_roundings": 1,
     }
     given = types.SimpleNamespace(variants=[], **settings)
     monkeypatch.setattr(program, "FLAGS", given)
@@ -539,13 +619,18 @@ def test_the_exit_code_is_that_of_the_variants(monkeypatch, tmp_path, off, code)
     result = numerics.compare(runs, 0)
     settings = {"data_dir": "DATA", "workdir": str(tmp_path)}
     given = types.SimpleNamespace(
-        variants=VARIANTS, num_seeds=2, compared_steps=50, num_nudges=3, **settings
+        variants=VARIANTS,
+        num_seeds=2,
+        compared_steps=50,
+        num_nudges=3,
+        num_roundings=5,
+        **settings,
     )
     monkeypatch.setattr(program, "FLAGS", given)
     monkeypatch.setattr(program, "_config_from_flags", Config)
 
-    def run_variants(*_, compared_steps, num_nudges, **__):
-        assert compared_steps == 50 and num_nudges == 3
+    def run_variants(*_, compared_steps, num_nudges, num_roundings, **__):
+        assert (compared_steps, num_nudges, num_roundings) == (50, 3, 5)
         return result
 
     monkeypatch.setattr(program, "run_variants", run_variants)
@@ -694,6 +779,32 @@ def test_each_of_three_nudges_or_more_is_judged_by_the_others():
     result = numerics.compare(runs, 0)
     assert result["strays"] == []
     assert "judged by the others" not in numerics.format_table(result)
+
+
+def test_each_of_three_roundings_or_more_is_judged_by_the_others_and_by_nudges():
+    off = {
+        "float32-rounded": [0, 0.04, 0.02],
+        "float32-rounded-drawn-1": [0.07, 0.05, 0.02],
+        "float32-rounded-drawn-2": [
+            0.13,
+            0.01,
+            0.01,
+        ],  # 0.105 are allowed by the others
+    }
+    one = np.ones(3)
+    runs = {(name, 0): run(*(one + by), miou=0.5) for name, by in off.items()}
+    runs = {("float32", 0): run(*one, miou=0.5)} | runs
+    (strays,) = numerics.compare(runs, 0)["strays"]
+    refused = ["float32-rounded-drawn-2"]
+    assert strays == {"loss": "phase1 mce", "roundings": 3, "outside": refused}
+    told = "phase1 mce: of 3 roundings, each judged by the others as bfloat16 is by all"
+    told += " of them, outside are: float32-rounded-drawn-2"
+    assert told in numerics.format_table(numerics.compare(runs, 0)).splitlines()
+    runs["float32-nudged", 0] = run(1.0, 1.09, 1.0, miou=0.5)  # allows 0.135
+    (strays,) = numerics.compare(runs, 0)["strays"]
+    assert strays["outside"] == []
+    del runs["float32-rounded-drawn-1", 0]
+    assert numerics.compare(runs, 0)["strays"] == []
 
 
 def test_a_mean_beyond_what_the_last_bit_does_is_outside():

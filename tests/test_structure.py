@@ -33,8 +33,8 @@ MAY_IMPORT = {
         "train",
     },
     "numerics": {
-        "checkpoints", "config", "evaluate", "input_pipeline", "results", "stages",
-        "train",
+        "checkpoints", "config", "evaluate", "input_pipeline", "machine", "results",
+        "stages", "train",
     },
     "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
     "validation": {
