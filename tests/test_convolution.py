@@ -518,8 +518,11 @@ def test_rows_of_a_gradient_at_a_kernel_lie_an_odd_number_of_lines_apart(
 
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy, onednn):
-    """Else they are made with the forward pass, and kept through all of the step."""
+def test_patches_for_the_kernel_wait_for_both_gradients(monkeypatch, policy, onednn):
+    """Else they are made with the forward pass, and kept through all of the step.
+
+    The gradient at the image is that from which on the kernel's copy is not needed.
+    """
     monkeypatch.setattr(convolution, "PRODUCT_FROM", 1)
     monkeypatch.setattr(convolution, "device_adds_right", lambda: True)
     monkeypatch.setattr(convolution, "device_differentiates_dilation", lambda _: onednn)
@@ -536,6 +539,15 @@ def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy, onedn
     ]
     assert len(at_kernel) == (7 if in_rows else 1)
     (gradient,) = (op for op in operations if op.type == "ReluGrad")
+    (behind,) = (
+        op
+        for op in operations
+        if op.type == "Identity" and op.inputs[0].op is gradient and op.control_inputs
+    )
+    (at_image,) = behind.control_inputs
+    assert at_image.outputs[0].shape == [2, 2, 4, 8]
+    while at_image.type != "AddN":  # of the taps' parts
+        at_image = at_image.inputs[0].op
     for op in at_kernel:
         laid_out = op.inputs[0].op.inputs[1].op if in_rows else op.inputs[0].op
         assert (op.inputs[0].op.type == "Split") == in_rows
@@ -545,7 +557,7 @@ def test_patches_for_the_kernel_wait_for_the_gradient(monkeypatch, policy, onedn
         # The cells to pad with are made where the padding is, and wait for it.
         made = [padded, *(tensor.op for tensor in padded.inputs)]
         assert padded.type == "Pad"
-        assert any(gradient in op.control_inputs for op in made)
+        assert any(behind in op.control_inputs for op in made)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
