@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from ss_gan_tf import adversary as adversary_lib
-from ss_gan_tf import checkpoints, stages, train
+from ss_gan_tf import checkpoints, optimizers, stages, train
 from ss_gan_tf.config import PRESETS, Config
 from ss_gan_tf.evaluate import write_metrics
 from ss_gan_tf.summaries import GUARD_FILE
@@ -67,7 +67,7 @@ def _around_phase2(wrap):
 
         def steps_done():
             lost = int(weakening.lost_steps) if weakening else 0
-            return int(networks.generator_optimizer.iterations) + lost
+            return optimizers.count_updates(networks.generator_optimizer) + lost
 
         return [
             dataclasses.replace(stage, step=wrap(stage.step, networks, steps_done))

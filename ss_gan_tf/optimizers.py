@@ -9,6 +9,15 @@ import keras
 import tensorflow as tf
 
 
+def count_updates(optimizer: keras.optimizers.Optimizer) -> int:
+    """How many updates it has counted, also where each device has a count of its own.
+
+    Args:
+        optimizer: built.
+    """
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
 @keras.saving.register_keras_serializable("ss_gan_tf")
 class Adam(keras.optimizers.Adam):
     """`keras.optimizers.Adam`, same numbers and state, by TensorFlow's own kernel."""

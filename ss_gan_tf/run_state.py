@@ -12,7 +12,7 @@ taken out of the logs before it is written again.
 import logging
 import os
 
-from ss_gan_tf import checkpoints, summaries
+from ss_gan_tf import checkpoints, optimizers, summaries
 from ss_gan_tf.guard import Guard
 from ss_gan_tf.stages import Networks, Stage, Weakening
 from ss_gan_tf.states import Memory, States
@@ -138,7 +138,7 @@ class RunState:
         states.restore()
         self.position.stage.assign(stage.name)
         self.position.step.assign(step)
-        age = int(self.networks.generator_optimizer.iterations)
+        age = optimizers.count_updates(self.networks.generator_optimizer)
         self.guard.state["lost_steps"] = step - age
         self.last_validation = (None, None, {})
         self.weaken()

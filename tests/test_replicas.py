@@ -111,6 +111,25 @@ def newest_state(workdir):
     }
 
 
+def test_the_guard_goes_back_on_two_devices_as_on_one(tiny_run, tiny_data, tmp_path):
+    path, module = str(tmp_path / "run"), "tests.replicas_program"
+    words = [f"from={tiny_run}", f"guarded={tiny_data}", "none", "mirrored"]
+    finish(start(module, path, *words))
+    alone, shared = (pathlib.Path(f"{path}-{kind}") for kind in words[2:])
+    alarms = []
+    for workdir in (alone, shared):
+        lines = (workdir / "guard.jsonl").read_text().splitlines()
+        alarms.append([json.loads(line) for line in lines])
+    assert [alarm["action"] for alarm in alarms[0]][:2] == ["back", "back"]
+    for one, other in zip(*alarms, strict=True):
+        assert one.keys() == other.keys() and one["step"] == other["step"]
+        assert one["action"] == other["action"] and one["strength"] == other["strength"]
+    ours, other = newest_state(alone), newest_state(shared)
+    assert ours.keys() == other.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_worker_group_that_was_killed_resumes_and_ends_as_one_process(
     tiny_data, tmp_path
