@@ -10,6 +10,7 @@ mIoU means.
 
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from ss_gan_tf import stages
+from ss_gan_tf import allocation, stages
 from ss_gan_tf.checkpoints import other_splits
 from ss_gan_tf.config import Config
 from ss_gan_tf.evaluate import write_metrics
@@ -331,6 +332,8 @@ def _make(config, settings, digests, data_dir, place, path, make_stages):
     }
     write_metrics(result, path)
     shutil.rmtree(place)
+    gc.collect()  # its networks are in cycles
+    allocation.give_back_now()
 
 
 def compare(

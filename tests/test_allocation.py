@@ -154,3 +154,39 @@ def test_what_tensorflow_frees_is_kept_or_given_back():
         left[name] = int(done.stdout)
     assert left["give_freed_memory_back"] < 50
     assert left["keep_freed_memory"] > 350
+
+
+# Frees every second of many blocks, of which the others stay, and prints how much less
+# is resident once what is free was given back.
+HOLES = """
+import ctypes
+from ss_gan_tf.allocation import give_back_now, keep_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+size = 1 << 20
+blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))) for _ in range(400)]
+for block in blocks:
+    ctypes.memset(block, 1, size)
+for block in blocks[::2]:
+    libc.free(block)
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+before = resident()
+give_back_now()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux'")
+def test_between_two_runs_what_is_free_goes_back():
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 150 << 20  # of 200
+
+
+def test_nothing_is_given_back_where_glibc_is_missing(monkeypatch):
+    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: types.SimpleNamespace())
+    allocation.give_back_now()

@@ -343,6 +343,17 @@ def test_finished_runs_are_shown_without_the_data(one_step, monkeypatch, tmp_pat
         numerics.run_variants(Config(), "DATA", str(tmp_path), [], 3)
 
 
+def test_behind_each_run_that_was_made_free_memory_goes_back(
+    one_step, monkeypatch, tmp_path
+):
+    """Else a process of many runs grows by what lies between their blocks."""
+    given = []
+    monkeypatch.setattr(numerics.allocation, "give_back_now", lambda: given.append(1))
+    for num_seeds, expected in ((2, 2), (3, 3), (3, 3)):
+        numerics.run_variants(Config(), "DATA", str(tmp_path), [], num_seeds)
+        assert len(given) == expected
+
+
 def test_unknown_variants_are_named():
     with pytest.raises(ValueError, match="variants=float8: must be among float32, "):
         numerics.run_variants(Config(), "DATA", "RUNS", ["float8"])

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ss_gan_tf.numerics import NUDGES, REJOINED, ROUNDED, TOLERANCES
+from ss_gan_tf.numerics import NUDGES, REJOINED, ROUNDED, ROUNDINGS, TOLERANCES
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "docs/results/numerics").glob("*.json"))
@@ -35,19 +35,30 @@ def in_words(row):
     return words
 
 
+def drawn(yardsticks, found):
+    """What was found of those that are drawn."""
+    return [found[v] for v in yardsticks if v in found and "drawn" in v]
+
+
+def range_of(rows):
+    """The differences of some rows, smallest to largest, behind what stands before."""
+    if not rows:
+        return ""
+    of = {k: sorted(100 * row[k] for row in rows) for k in ("largest", "mean")}
+    return (
+        f"; drawn {of['largest'][0]:.3g} to {of['largest'][-1]:.3g} %, "
+        f"{of['mean'][0]:.2g} to {of['mean'][-1]:.2g} %"
+    )
+
+
 def row_of_losses(result, name):
     """What stands behind a row's name in the table."""
     rows = {row["variant"]: row for row in result["rows"] if row["loss"] == name}
-    drawn = [rows[v] for v in NUDGES if v in rows and "drawn" in v]
-    up, down = (rows[v] for v in list(NUDGES)[:2])
-    nudged = f"{in_words(up)} and {in_words(down)}"
-    if drawn:
-        of = {k: sorted(100 * row[k] for row in drawn) for k in ("largest", "mean")}
-        nudged += (
-            f"; drawn {of['largest'][0]:.3g} to {of['largest'][-1]:.3g} %, "
-            f"{of['mean'][0]:.2g} to {of['mean'][-1]:.2g} %"
-        )
-    cells = [in_words(rows[ROUNDED]), nudged]
+    up, down = (in_words(rows[v]) for v in list(NUDGES)[:2])
+    cells = [
+        in_words(rows[ROUNDED]) + range_of(drawn(ROUNDINGS, rows)),
+        f"{up} and {down}" + range_of(drawn(NUDGES, rows)),
+    ]
     return cells + [in_words(rows[v]) if v in rows else "-" for v in COLUMNS]
 
 
@@ -62,13 +73,15 @@ def row_of_miou(result):
         within = ends[variant]["within"]
         return value + {True: ": within", False: ": **outside**", None: ""}[within]
 
-    drawn = [100 * ends[v]["value"] for v in NUDGES if v in ends and "drawn" in v]
-    nudged = " and ".join(map(told, list(NUDGES)[:2]))
-    if drawn:
-        nudged += f"; drawn {min(drawn):.2f} to {max(drawn):.2f}"
+    def range_told(yardsticks):
+        values = [100 * end["value"] for end in drawn(yardsticks, ends)]
+        return f"; drawn {min(values):.2f} to {max(values):.2f}" if values else ""
+
+    nudged = " and ".join(map(told, list(NUDGES)[:2])) + range_told(NUDGES)
     seeds = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     name = f"mIoU, %: float32 {seeds}, a spread of {100 * result['spread']:.2f}"
-    return [name, told(ROUNDED), nudged, *map(told, COLUMNS)]
+    rounded = told(ROUNDED) + range_told(ROUNDINGS)
+    return [name, rounded, nudged, *map(told, COLUMNS)]
 
 
 def block(result, run):

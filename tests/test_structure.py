@@ -29,14 +29,16 @@ MAY_IMPORT = {
         "resources",
     },
     "collapse": {
-        "adversary", "checkpoints", "config", "evaluate", "stages", "summaries",
-        "train",
+        "adversary", "checkpoints", "config", "evaluate", "optimizers", "stages",
+        "summaries", "train",
     },
     "numerics": {
-        "checkpoints", "config", "evaluate", "input_pipeline", "machine", "results",
-        "stages", "train",
+        "allocation", "checkpoints", "config", "evaluate", "input_pipeline", "machine",
+        "results", "stages", "train",
     },
-    "run_state": {"checkpoints", "guard", "stages", "states", "summaries"},
+    "run_state": {
+        "checkpoints", "guard", "optimizers", "stages", "states", "summaries",
+    },
     "validation": {
         "adversary", "backbones", "config", "evaluate", "inference", "input_pipeline",
         "replicas", "stages", "summaries", "workers",
