@@ -63,21 +63,46 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
             )
         return tf.distribute.MirroredStrategy(devices)
     hosts, number = _read_cluster(os.environ.get("TF_CONFIG", ""))
-    handler = signal.getsignal(signal.SIGTERM)
     others = [host for host in hosts if host != hosts[number]]
     if others:
-        _LOG.info("worker %s is waiting for %s", number, ", ".join(others))
+        _LOG.info(
+            "worker %s is waiting for %s; Ctrl-C ends it, or SIGKILL",
+            number,
+            ", ".join(others),
+        )
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with _interruptible():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise ValueError(
             f"TF_CONFIG: worker {number} cannot begin at {hosts[number]}: "
             f"{first_line(error)}; the port must be free and the others reachable"
         ) from error
-    # TensorFlow has taken SIGTERM for itself: the program would never hear of it.
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
     return strategy
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Ctrl-C ends the process in here, where nothing can be lost yet.
+
+    TensorFlow waits for other workers without coming back to Python, whose handlers
+    would have to wait as well. It takes SIGTERM for itself meanwhile, so that of the
+    program is put back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    # None is not Python's; what is ignored, as behind &, stays so.
+    if handlers[signal.SIGINT] not in (None, signal.SIG_IGN):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _read_cluster(text):
@@ -95,13 +120,21 @@ def _read_cluster(text):
         hosts, task = fields["cluster"]["worker"], fields["task"]
         number = task["index"]
         known = task["type"] == "worker" and number in range(len(hosts))
-        known &= type(number) is int and all(type(host) is str for host in hosts)
+        known &= type(number) is int and all(map(_is_address, hosts))
         alone = set(fields["cluster"]) == {"worker"} and type(hosts) is list
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{rule}; it is {text!r}") from error
     if not known or not alone:
         raise ValueError(f"{rule}, N below the number of hosts; it is {text!r}")
     return hosts, number
+
+
+def _is_address(host):
+    """Whether it is HOST:PORT, with a port that can be."""
+    if type(host) is not str:
+        return False
+    name, _, port = host.rpartition(":")
+    return bool(name) and port.isdecimal() and 0 < int(port) < 2**16
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:

@@ -24,6 +24,7 @@ import tensorflow as tf
 from ss_gan_tf import (
     __version__,
     checkpoints,
+    gradients,
     guard,
     preflight,
     replicas,
@@ -91,7 +92,7 @@ def train(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = replicas.make_strategy(config.distribute)
-    with replicas.naming_lost_workers(strategy):
+    with replicas.naming_lost_workers(strategy), gradients.released():
         Workers(strategy).agree(functools.partial(_settle, config, strategy))
         with replicas.own_folder(strategy, workdir) as folder:
             try:

@@ -172,8 +172,8 @@ def main(path, words):
             [tf.config.LogicalDeviceConfiguration()] * 2,
         )
     for data_dir in (word[8:] for word in words if word.startswith("guarded=")):
-        for kind, run in itertools.product(kinds, runs):
-            train_guarded(kind, run, data_dir, f"{path}-{kind}")
+        for kind, origin in itertools.product(kinds, runs):
+            train_guarded(kind, origin, data_dir, f"{path}-{kind}")
         return
     for kind in kinds:
         strategy = replicas.make_strategy(kind)

@@ -1,5 +1,9 @@
 """From the logits to the variables: shares, scales, norms, rates."""
 
+import dataclasses
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from ss_gan_tf import gradients
+from ss_gan_tf.train import train
 
 
 @pytest.fixture
@@ -79,3 +84,44 @@ def test_a_rate_is_written_and_returned(wrap):
     assert float(gradients.set_rate(optimizer, None, 0)) == pytest.approx(0.1)
     rate = gradients.set_rate(optimizer, lambda step: 0.5 / step, tf.constant(2.0))
     assert float(rate) == float(optimizer.learning_rate) == 0.25
+
+
+def test_what_was_trained_goes_and_what_was_there_before_can_still_learn():
+    """TensorFlow keeps what a gradient that it traced refers to, here x."""
+
+    @tf.custom_gradient
+    def square(x):
+        return x * x, lambda gradient: 2.0 * x * gradient
+
+    def learn():
+        variable = tf.Variable(3.0)
+        product = tf.function(lambda: square(variable))
+        with tf.GradientTape() as tape:
+            result = product()
+        assert tape.gradient(result, variable) == 6
+        return weakref.ref(product.get_concrete_function().graph)
+
+    before = tf.function(square).get_concrete_function(tf.constant(1.0))
+    with gradients.released():
+        seen = learn()
+    gc.collect()
+    assert seen() is None
+    x = tf.constant(1.0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        result = before(x)
+    assert tape.gradient(result, x) == 2
+
+
+def step_graphs():
+    """How many of them are alive."""
+    gc.collect()
+    graphs = (o for o in gc.get_objects() if type(o).__name__ == "FuncGraph")
+    return sum(graph.name == "segmentation_step" for graph in graphs)
+
+
+def test_of_a_run_nothing_stays(tiny_config, tiny_data, tmp_path):
+    config = dataclasses.replace(tiny_config, arm="resnet50")
+    before, seen = step_graphs(), []
+    train(config, tiny_data, str(tmp_path), lambda *_: seen.append(step_graphs()))
+    assert max(seen) == before + 1 and step_graphs() == before

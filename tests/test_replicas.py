@@ -5,6 +5,8 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import types
@@ -342,6 +344,11 @@ def test_a_signal_to_one_worker_stops_all_where_they_are(tiny_data, tmp_path):
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0.0}}',
         '{"cluster": {"worker": [1, 2]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": [":1"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:0"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1", "b:65536"]}, '
+        '"task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": {"0": "a:1"}}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, '
         '"task": {"type": "worker", "index": 0}}',
@@ -352,6 +359,27 @@ def test_a_cluster_that_is_none_is_refused_in_one_line(monkeypatch, text):
     with pytest.raises(ValueError, match="TF_CONFIG must be") as error:
         replicas.make_strategy("multi_worker")
     assert "\n" not in str(error.value)
+
+
+def test_ctrl_c_ends_a_worker_that_waits():
+    text = (
+        "import logging; logging.basicConfig(level=20); from ss_gan_tf import replicas;"
+        'replicas.make_strategy("multi_worker")'
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", text],
+        env=os.environ | {"TF_CONFIG": cluster(2)[0]},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("worker 0 is waiting for" in line for line in waiting.stderr)
+        time.sleep(3)  # it is with TensorFlow now
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=60) == -signal.SIGINT
+    finally:
+        waiting.kill()
+        waiting.communicate()
 
 
 @pytest.mark.parametrize(

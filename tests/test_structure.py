@@ -20,8 +20,8 @@ PACKAGES = ("ss_gan_tf", "experiments", "data_prep")
 MAY_IMPORT = {
     # the loop, and what it is made of
     "train": {
-        "backbones", "checkpoints", "config", "evaluate", "export", "guard",
-        "input_pipeline", "machine", "preflight", "profiling", "replicas",
+        "backbones", "checkpoints", "config", "evaluate", "export", "gradients",
+        "guard", "input_pipeline", "machine", "preflight", "profiling", "replicas",
         "run_state", "stages", "summaries", "validation", "workers",
     },
     "preflight": {
