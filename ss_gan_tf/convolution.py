@@ -90,7 +90,7 @@ class Conv2D(keras.layers.Conv2D):
                     x, w, gradient = in_float32(gradient, x, w)
                 if product:
                     at_image = at_image_by_product(gradient, w)
-                    # The copy of the kernel goes before its gradient comes.
+                    # The room for it, and a copy of the kernel, go before the next.
                     with tf.control_dependencies([at_image]):
                         gradient = tf.identity(gradient)
                 elif all_in_strips:

@@ -133,16 +133,17 @@ def released() -> Iterator[None]:
     TensorFlow (2.21) registers each gradient of `tf.custom_gradient` that is traced,
     until the process ends, and with it the whole graph: 0.8 GB more for each ResNet50
     that is trained in one process. Afterwards such graphs can be called, and no longer
-    differentiated.
+    differentiated, nor saved with their gradients. That is also true of what another
+    thread traces meanwhile.
     """
-    registered = getattr(ops.gradient_registry, "_registry", {})
+    registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})
     others = set(registered)
     try:
         yield
     finally:
         for name in set(registered) - others:
             if name.startswith("CustomGradient-"):
-                del registered[name]
+                registered.pop(name, None)
 
 
 # --- To the variables --------------------------------------------------------

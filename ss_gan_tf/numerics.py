@@ -314,6 +314,7 @@ def _make(config, settings, digests, data_dir, place, path, make_stages):
     # An interrupted one begins anew: its first losses are gone.
     shutil.rmtree(place, ignore_errors=True)
     losses = {}
+    machine = {**describe_machine(), "tensorflow": tf.__version__}
 
     def keep(stage, step, num_steps, values):
         for name, value in values.items():
@@ -326,7 +327,7 @@ def _make(config, settings, digests, data_dir, place, path, make_stages):
     result = {
         "config": settings,
         "data_digests": digests,
-        "machine": describe_machine(),
+        "machine": machine,
         "losses": losses,
         "miou": metrics["miou"],
     }
@@ -351,15 +352,14 @@ def compare(
         "rows": variant, loss, steps (how many are compared, of how many), float32 (mean
         over these steps of the run that the variant is held against), largest and mean
         (absolute differences as shares of it, a rejoined one's of the step's own loss
-        where that is larger), allowed ([of the largest, of the mean]), within,
-        outside_from (the first step with more than it may have; early steps may have
-        less than the largest).
+        where that is larger), largest_at (the step), allowed ([of the largest, of the
+        mean]), within, outside_from (the first step with more than it may have; early
+        steps may have less than the largest).
         "miou": variant, value, difference, within; "spread" is the largest less the
         smallest mIoU of the float32 runs. Allowed and within are None for yardsticks.
         "strays", of runs with three nudges or more: loss, nudges (how many), outside
         (which of them would be, judged by the others as XLA is by all of them); with
-        three roundings or more, those in nudges' place, judged as bfloat16 is by
-        nudges and roundings.
+        three roundings or more, those in nudges' place, judged as bfloat16 is.
 
     Raises:
         ValueError: a variant has other losses, or of other steps, than float32.
@@ -394,6 +394,7 @@ def compare(
                     "steps": [len(expected), len(values)],
                     "float32": float(expected.mean()),
                     "largest": float(off[variant, name].max()),
+                    "largest_at": int(off[variant, name].argmax()) + 1,
                     "mean": float(off[variant, name].mean()),
                 }
             )
@@ -437,7 +438,8 @@ def _strays(off, loss, kind, yardsticks, variant):
         yardsticks: theirs.
         variant: as which each of them is judged.
     """
-    known = [name for name in (*NUDGES, *ROUNDINGS) if (name, loss) in off]
+    known = (*NUDGES, *ROUNDINGS, *REFERENCES, *REFERENCES.values())
+    known = [name for name in known if (name, loss) in off]
     of_kind = [name for name in known if name in yardsticks]
     if len(of_kind) < 3:
         return None
@@ -519,6 +521,8 @@ def format_table(result: dict) -> str:
             "",
             f"{of_loss['loss']}: of {told} is by all of them, outside are: {outside}",
         ]
+    if len(result.get("machines", ())) > 1:
+        lines += ["", "The runs were not all made on one machine with one commit."]
     values = ", ".join(f"{100 * value:.2f}" for value in result["of_seeds"])
     lines += ["", f"mIoU of the float32 runs, %: {values}"]
     lines.append(f"spread {100 * result['spread']:.2f} points")

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -65,11 +66,8 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
     hosts, number = _read_cluster(os.environ.get("TF_CONFIG", ""))
     others = [host for host in hosts if host != hosts[number]]
     if others:
-        _LOG.info(
-            "worker %s is waiting for %s; Ctrl-C ends it, or SIGKILL",
-            number,
-            ", ".join(others),
-        )
+        how = "; Ctrl-C ends it" if _takes_ctrl_c() else ""
+        _LOG.info("worker %s is waiting for %s%s", number, ", ".join(others), how)
     try:
         with _interruptible():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -81,9 +79,20 @@ def make_strategy(distribute: str) -> tf.distribute.Strategy:
     return strategy
 
 
+def _takes_ctrl_c():
+    """Whether it may end the process: not where a person has more in it than a run.
+
+    It is Python's in the main thread alone, and ignored behind &, which stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    is_ours = signal.getsignal(signal.SIGINT) not in (None, signal.SIG_IGN)
+    return is_ours and not hasattr(sys, "ps1")  # a notebook's, or a prompt's
+
+
 @contextlib.contextmanager
 def _interruptible():
-    """Ctrl-C ends the process in here, where nothing can be lost yet.
+    """Ctrl-C ends the process in here, where a program has nothing to lose yet.
 
     TensorFlow waits for other workers without coming back to Python, whose handlers
     would have to wait as well. It takes SIGTERM for itself meanwhile, so that of the
@@ -94,8 +103,7 @@ def _interruptible():
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    # None is not Python's; what is ignored, as behind &, stays so.
-    if handlers[signal.SIGINT] not in (None, signal.SIG_IGN):
+    if _takes_ctrl_c():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
@@ -134,7 +142,9 @@ def _is_address(host):
     if type(host) is not str:
         return False
     name, _, port = host.rpartition(":")
-    return bool(name) and port.isdecimal() and 0 < int(port) < 2**16
+    if not name.strip() or "/" in name or (":" in name and name[0] != "["):
+        return False
+    return port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:

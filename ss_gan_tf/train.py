@@ -64,6 +64,9 @@ def train(
 ) -> dict:
     """Trains, validates, exports; continues where the same run stopped.
 
+    One run at a time in a process: what custom gradients were traced meanwhile goes
+    when it returns (`gradients.released`).
+
     Args:
         config: the run.
         data_dir: prepared data.

@@ -159,7 +159,7 @@ def test_what_tensorflow_frees_is_kept_or_given_back():
 # Frees every second of many blocks, of which the others stay, and prints how much less
 # is resident once what is free was given back.
 HOLES = """
-import ctypes
+import ctypes, resource
 from ss_gan_tf.allocation import give_back_now, keep_freed_memory
 assert keep_freed_memory()
 libc = ctypes.CDLL(None)
@@ -172,7 +172,7 @@ for block in blocks[::2]:
     libc.free(block)
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * resource.getpagesize()
 before = resident()
 give_back_now()
 print(before - resident())

@@ -37,6 +37,7 @@ def test_differences_by_hand():
     # 0.2 of a mean of 2, in one of two steps.
     assert bfloat16["largest"] == pytest.approx(0.1) and not bfloat16["within"]
     assert bfloat16["mean"] == pytest.approx(0.05) and bfloat16["float32"] == 2
+    assert (bfloat16["largest_at"], xla["largest_at"]) == (2, 1)
     assert xla["largest"] == pytest.approx(0.005) and xla["within"]
     assert result["spread"] == pytest.approx(0.03)  # of float32's seeds alone
     # 2 points against 3, and 4 against 3.
@@ -482,11 +483,16 @@ def test_it_says_what_the_runs_were_made_on(one_step, monkeypatch, tmp_path):
             Config(seed=4), "DATA", str(tmp_path), [], num_seeds
         )
 
+    with_it = {"tensorflow": tf.__version__}
+    both = [{"commit": "first"} | with_it, {"commit": "second"} | with_it]
     result = compared("first", 2)
-    assert result["seed"] == 4 and result["machines"] == [{"commit": "first"}]
-    both = [{"commit": "first"}, {"commit": "second"}]
+    assert result["seed"] == 4 and result["machines"] == both[:1]
     assert compared("second", 3)["machines"] == both
-    assert compared("third", 3)["machines"] == both  # which made none of them
+    result = compared("third", 3)
+    assert result["machines"] == both  # which made none of them
+    told = "The runs were not all made on one machine with one commit."
+    assert told in numerics.format_table(result).splitlines()
+    assert told not in numerics.format_table(result | {"machines": both[:1]})
     kept = tmp_path / "float32-4.json"  # as a version wrote it that did not say
     content = json.loads(kept.read_text())
     del content["machine"]
@@ -814,6 +820,12 @@ def test_each_of_three_roundings_or_more_is_judged_by_the_others_and_by_nudges()
     runs["float32-nudged", 0] = run(1.0, 1.09, 1.0, miou=0.5)  # allows 0.135
     (strays,) = numerics.compare(runs, 0)["strays"]
     assert strays["outside"] == []
+    # PyTorch's bfloat16 counts as it does for ours: by one step of 12 % here.
+    runs["float32-nudged", 0] = run(1.0, 1.0, 1.0, miou=0.5)
+    assert numerics.compare(runs, 0)["strays"][0]["outside"] == refused
+    runs["torch-float32", 0] = run(1.0, 1.0, 1.0, miou=0.5)
+    runs["torch-bfloat16", 0] = run(1.0, 1.0, 1.12, miou=0.5)
+    assert numerics.compare(runs, 0)["strays"][0]["outside"] == []
     del runs["float32-rounded-drawn-1", 0]
     assert numerics.compare(runs, 0)["strays"] == []
 

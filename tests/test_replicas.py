@@ -347,6 +347,8 @@ def test_a_signal_to_one_worker_stops_all_where_they_are(tiny_data, tmp_path):
         '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": [":1"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:0"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["::1"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["//a:1"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1", "b:65536"]}, '
         '"task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": {"0": "a:1"}}, "task": {"type": "worker", "index": 0}}',
@@ -362,8 +364,10 @@ def test_a_cluster_that_is_none_is_refused_in_one_line(monkeypatch, text):
 
 
 def test_ctrl_c_ends_a_worker_that_waits():
-    text = (
-        "import logging; logging.basicConfig(level=20); from ss_gan_tf import replicas;"
+    text = (  # whose own handler could not run before the wait is over
+        "import logging, signal, sys; logging.basicConfig(level=20)\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(5))\n"
+        "from ss_gan_tf import replicas\n"
         'replicas.make_strategy("multi_worker")'
     )
     waiting = subprocess.Popen(
@@ -373,13 +377,21 @@ def test_ctrl_c_ends_a_worker_that_waits():
         text=True,
     )
     try:
-        assert any("worker 0 is waiting for" in line for line in waiting.stderr)
+        assert any("Ctrl-C ends it" in line for line in waiting.stderr)
         time.sleep(3)  # it is with TensorFlow now
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(timeout=60) == -signal.SIGINT
     finally:
         waiting.kill()
         waiting.communicate()
+
+
+@pytest.mark.parametrize("host", ["node-7.cluster:80", "10.0.0.7:65535", "[::1]:1"])
+def test_addresses_that_can_be(monkeypatch, host):
+    config = {"cluster": {"worker": [host]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda: "made")
+    assert replicas.make_strategy("multi_worker") == "made"
 
 
 @pytest.mark.parametrize(
