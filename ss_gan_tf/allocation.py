@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
         Whether glibc took the settings: False where the C library is another one. They
         do nothing for an allocator that was loaded in its place (LD_PRELOAD).
     """
-    mallopt = _mallopt()
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
     settings = {
@@ -57,18 +57,18 @@ def give_back_now():
     For between two runs in one process: what is left free among what stays would grow
     with each of them. Without glibc it does nothing.
     """
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
 
 
 def can_keep_freed_memory() -> bool:
     """Whether this C library knows the settings of `keep_freed_memory`."""
-    return _mallopt() is not None
+    return _of_glibc("mallopt") is not None
 
 
-def _mallopt():
+def _of_glibc(name):
+    """A function of the C library; None where it has none of that name."""
     if not sys.platform.startswith("linux"):
         return None
-    return getattr(ctypes.CDLL(None), "mallopt", None)
+    return getattr(ctypes.CDLL(None), name, None)

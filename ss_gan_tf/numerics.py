@@ -132,7 +132,7 @@ def run_variants(
 
     Returns:
         What `compare` says, "seed", and "machines", which is what the runs were made on
-        and with (`describe_machine`), each once.
+        and with (`describe_machine`, and TensorFlow's version), each once.
 
     Raises:
         ValueError: an unknown variant, one of PyTorch without its stages, a guarded
